@@ -1,0 +1,120 @@
+//! What a scenario needs of a machine.
+
+use portcullis_hal::{DeviceId, DmaExtent, Iova, PhysAddr};
+use portcullis_iommu::{Driver, Error, Fault, Iommu};
+
+use crate::event::Event;
+
+/// A machine with an IOMMU and at least two devices that do DMA, each in a group of its own.
+///
+/// Scenarios run on one CPU, one at a time, each on a freshly started board.
+pub trait Board {
+    /// The IOMMU's driver.
+    type Driver: Driver;
+    /// A device that does DMA.
+    type Device: DmaDevice;
+
+    /// The policy over that driver. The scenario registers the devices it uses.
+    fn iommu(&self) -> &Iommu<Self::Driver>;
+
+    /// Device `index`, 0 or 1 (or more, when the board has them).
+    fn device(&self, index: usize) -> Option<&Self::Device>;
+
+    /// A context as most scenarios want it: 4 KiB pages, the board's own width.
+    fn spec(&self) -> <Self::Driver as Driver>::Spec;
+
+    /// The same with DMA made cache-coherent from the start.
+    ///
+    /// # Errors
+    /// [`Error::NoSnoopControl`] when no unit can.
+    fn coherent_spec(&self) -> Result<<Self::Driver as Driver>::Spec, Error>;
+
+    /// The same, but the context is allowed so few table pages that a few scattered mappings use them up.
+    fn starved_spec(&self) -> <Self::Driver as Driver>::Spec;
+
+    /// Table pages that are free now.
+    fn table_pages_free(&self) -> usize;
+
+    /// Buffer `index` of at least 16: one 4 KiB page of memory that devices may be pointed at. The
+    /// pages are physically contiguous, and the first is aligned to 64 KiB.
+    fn buffer(&self, index: usize) -> Option<Buffer<'_>>;
+
+    /// A page of 2 MiB made of memory that devices may be pointed at, when the board has one.
+    fn large_buffer(&self) -> Option<Buffer<'_>>;
+
+    /// Physical address of the running image's first page.
+    fn image(&self) -> PhysAddr;
+
+    /// Whether the leaf that `device` reaches at `iova` carries the snoop bit: walked from the hardware's
+    /// own root pointer through table memory, not through the driver. `None` without a leaf, or where
+    /// tables have no such bit.
+    fn leaf_has_snoop(&self, device: DeviceId, iova: Iova) -> Option<bool>;
+
+    /// Tries to bring up, over the same registers, an IOMMU whose status never changes. Returns what
+    /// the driver reported, which must be a timeout.
+    ///
+    /// # Errors
+    /// What the driver reported.
+    fn bring_up_dead_unit(&self) -> Result<(), Error>;
+
+    /// From now on hardware no longer sees or finishes invalidations: the board's wrapping register
+    /// access withholds them.
+    fn withhold_completion(&self);
+
+    /// Takes the oldest fault that hardware has recorded.
+    fn take_fault(&self) -> Option<Fault> {
+        self.iommu().take_fault()
+    }
+
+    /// Sends an event to the host.
+    fn emit(&self, event: &Event<'_>);
+}
+
+/// Memory that a scenario and a device share: read and written by volatile accesses.
+pub trait SharedBytes {
+    /// Reads byte `offset`; 0 beyond the end.
+    fn read(&self, offset: usize) -> u8;
+    /// Writes byte `offset`; nothing beyond the end.
+    fn write(&self, offset: usize, value: u8);
+}
+
+/// One buffer: where it is, how the CPU reaches it, and the right to point devices at it.
+#[derive(Clone, Copy)]
+pub struct Buffer<'b> {
+    /// The right to point devices at it, with its physical address and length.
+    pub extent: DmaExtent,
+    /// How the CPU reaches it.
+    pub bytes: &'b dyn SharedBytes,
+}
+
+/// A device with a buffer of its own that copies to and from memory.
+pub trait DmaDevice {
+    /// Who it is.
+    fn id(&self) -> DeviceId;
+    /// What it is, as `edu`.
+    fn name(&self) -> &'static str;
+    /// Copies `bytes` bytes from memory at `iova` to the start of the device's buffer. Waits for the
+    /// device, under a deadline; a blocked transfer is no error.
+    ///
+    /// # Errors
+    /// [`DmaError`].
+    fn read_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError>;
+    /// Copies `bytes` bytes from the start of the device's buffer to memory at `iova`.
+    ///
+    /// # Errors
+    /// [`DmaError`].
+    fn write_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError>;
+}
+
+/// A device did not do its part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DmaError {
+    /// The transfer did not end in time.
+    TimedOut,
+    /// More bytes than the device can copy at once.
+    TooLong {
+        /// Bytes asked for.
+        bytes: u32,
+    },
+}

@@ -1,0 +1,160 @@
+//! What a target tells its host: one definition for both ends.
+//!
+//! An event travels as postcard bytes in one defmt frame `event {=[u8]}`; the host decodes it and
+//! renders what a person reads.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest encoded event, in bytes.
+pub const MAX_EVENT_BYTES: usize = 256;
+
+/// Something that the target did or saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event<'a> {
+    /// The image runs; its IOMMU is up.
+    Ready {
+        /// What drives the hardware, as `VT-d` or `PHB4`.
+        iommu: &'a str,
+        /// Whether every unit can make DMA cache-coherent; `None` where the bus always is.
+        snoop_control: Option<bool>,
+        /// Bits of I/O virtual address.
+        address_bits: u8,
+    },
+    /// A scenario begins.
+    Begin {
+        /// Its name.
+        scenario: &'a str,
+    },
+    /// What the scenario is about to do, in words.
+    Step {
+        /// The words.
+        text: &'a str,
+    },
+    /// Which devices the board has.
+    Device {
+        /// Index in the suite.
+        index: u8,
+        /// Requester ID.
+        requester: u16,
+        /// What it is, as `edu`.
+        name: &'a str,
+    },
+    /// A device was switched to a context.
+    Attached {
+        /// Requester ID.
+        requester: u16,
+        /// Number of the context.
+        context: u32,
+    },
+    /// A device was blocked.
+    Detached {
+        /// Requester ID.
+        requester: u16,
+    },
+    /// A mapping was made.
+    Mapped {
+        /// Number of the context.
+        context: u32,
+        /// First I/O virtual address.
+        iova: u64,
+        /// First physical address.
+        phys: u64,
+        /// Length.
+        bytes: u64,
+        /// Bit 0: read, bit 1: write.
+        access: u8,
+    },
+    /// Mappings were taken out and invalidated.
+    Unmapped {
+        /// Number of the context.
+        context: u32,
+        /// First I/O virtual address.
+        iova: u64,
+        /// Length of the range.
+        bytes: u64,
+    },
+    /// A device finished a transfer, or gave up.
+    Dma {
+        /// Requester ID.
+        requester: u16,
+        /// I/O virtual address.
+        iova: u64,
+        /// Length.
+        bytes: u32,
+        /// What the device wanted.
+        direction: Direction,
+        /// What memory, or the device's own buffer, holds afterwards.
+        effect: Effect,
+    },
+    /// The IOMMU recorded a blocked transaction.
+    Fault {
+        /// Requester ID.
+        requester: u16,
+        /// I/O virtual address, page aligned, when hardware knows.
+        iova: Option<u64>,
+        /// What the device wanted.
+        direction: Direction,
+        /// Why, in words.
+        reason: &'a str,
+    },
+    /// A call was refused, as it should be.
+    Refused {
+        /// What was tried.
+        what: &'a str,
+        /// The error, in words.
+        why: &'a str,
+    },
+    /// The scenario is over and held.
+    Passed {
+        /// Its name.
+        scenario: &'a str,
+    },
+    /// The scenario is over: something was not as promised.
+    Failed {
+        /// Its name.
+        scenario: &'a str,
+        /// What was not as promised.
+        what: &'a str,
+        /// Line in the suite.
+        line: u32,
+    },
+    /// The image panicked or trapped.
+    Crashed {
+        /// What happened.
+        what: &'a str,
+        /// Line of the source, or address of the instruction.
+        at: u64,
+    },
+}
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Direction {
+    /// The device reads memory.
+    Read,
+    /// The device writes memory.
+    Write,
+}
+
+/// What a transfer did, judged by data and not by the device's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// The data arrived.
+    Landed,
+    /// Nothing changed.
+    Blocked,
+    /// Something else than the data, or part of it, arrived.
+    Garbled,
+}
+
+/// Encodes an event; `None` when it is longer than the buffer.
+#[must_use]
+pub fn encode<'b>(event: &Event<'_>, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+    postcard::to_slice(event, buffer).ok().map(|bytes| &*bytes)
+}
+
+/// Decodes an event; `None` when the bytes are no event.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Option<Event<'_>> {
+    postcard::from_bytes(bytes).ok()
+}

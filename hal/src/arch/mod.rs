@@ -1,0 +1,6 @@
+//! Implementations for the real machines.
+
+#[cfg(target_arch = "powerpc64")]
+pub mod powerpc64;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;

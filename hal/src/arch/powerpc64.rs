@@ -1,0 +1,183 @@
+//! POWER: cache-inhibited access in real mode, ordinary access in virtual mode, the time base.
+
+use core::{arch::asm, ptr::NonNull, time::Duration};
+
+use crate::{addr::PhysAddr, cache::CacheMaintenance, clock::Clock, register_io::RegisterIo};
+
+/// Big-endian registers of a host bridge, reached in hypervisor real mode (MSR[DR] = 0) by the
+/// cache-inhibited loads and stores (Power ISA, Book III, "Load/Store Caching Inhibited Indexed").
+#[derive(Clone, Copy, Debug)]
+pub struct RealModeRegisters {
+    base: u64,
+    bytes: usize,
+}
+
+impl RealModeRegisters {
+    /// The `bytes` bytes of registers at physical address `base`.
+    ///
+    /// # Safety
+    /// Only used with HV = 1 and DR = 0. The window must hold the registers of one device and nothing else.
+    #[must_use]
+    pub const unsafe fn new(base: PhysAddr, bytes: usize) -> Self {
+        Self { base: base.as_u64(), bytes }
+    }
+
+    fn register(&self, offset: usize, width: usize) -> Option<u64> {
+        let end = offset.checked_add(width)?;
+        (end <= self.bytes && offset % width == 0).then_some(self.base.checked_add(offset as u64)?)
+    }
+}
+
+// SAFETY: `register` refuses what lies outside the window or is misaligned; cache-inhibited accesses to
+// the same guarded storage are performed in program order, and `sync` orders them after memory.
+unsafe impl RegisterIo for RealModeRegisters {
+    fn read32(&self, offset: usize) -> u32 {
+        let Some(address) = self.register(offset, 4) else { return u32::MAX };
+        let value: u64;
+        // SAFETY: inside the window; the load has no effect on memory of ours.
+        unsafe {
+            asm!("sync", "lwzcix {v}, 0, {a}", "twi 0, {v}, 0", "isync",
+                 v = out(reg) value, a = in(reg_nonzero) address, options(nostack, preserves_flags));
+        }
+        u32::from_be(value as u32)
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        let Some(address) = self.register(offset, 4) else { return };
+        // SAFETY: inside the window, which `new`'s caller vouched to be a device.
+        unsafe {
+            asm!("sync", "stwcix {v}, 0, {a}", v = in(reg) u64::from(value.to_be()), a = in(reg_nonzero) address,
+                 options(nostack, preserves_flags));
+        }
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        let Some(address) = self.register(offset, 8) else { return u64::MAX };
+        let value: u64;
+        // SAFETY: inside the window; the load has no effect on memory of ours.
+        unsafe {
+            asm!("sync", "ldcix {v}, 0, {a}", "twi 0, {v}, 0", "isync",
+                 v = out(reg) value, a = in(reg_nonzero) address, options(nostack, preserves_flags));
+        }
+        u64::from_be(value)
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        let Some(address) = self.register(offset, 8) else { return };
+        // SAFETY: inside the window, which `new`'s caller vouched to be a device.
+        unsafe {
+            asm!("sync", "stdcix {v}, 0, {a}", v = in(reg) value.to_be(), a = in(reg_nonzero) address,
+                 options(nostack, preserves_flags));
+        }
+    }
+}
+
+/// Big-endian registers of a host bridge, reached in virtual mode through a guarded, cache-inhibited mapping.
+#[derive(Debug)]
+pub struct MappedRegisters {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: accesses are volatile loads and stores of device registers, allowed from every CPU.
+unsafe impl Send for MappedRegisters {}
+// SAFETY: as above.
+unsafe impl Sync for MappedRegisters {}
+
+impl MappedRegisters {
+    /// The `bytes` bytes of registers mapped at `base`.
+    ///
+    /// # Safety
+    /// For the lifetime of the value, the window must be mapped guarded and cache-inhibited, 8-byte
+    /// aligned, and hold the registers of one device and nothing else.
+    #[must_use]
+    pub const unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
+        Self { base, bytes }
+    }
+
+    fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
+        let end = offset.checked_add(size_of::<T>())?;
+        let inside = end <= self.bytes && offset % size_of::<T>() == 0;
+        // SAFETY: `offset` was just checked to lie inside the window that `new`'s caller vouched for.
+        inside.then(|| unsafe { self.base.add(offset).cast() })
+    }
+}
+
+// SAFETY: `register` refuses what lies outside the window or is misaligned; `sync` orders memory before
+// the access.
+unsafe impl RegisterIo for MappedRegisters {
+    fn read32(&self, offset: usize) -> u32 {
+        full_barrier();
+        // SAFETY: inside the window and aligned.
+        u32::from_be(self.register(offset).map_or(u32::MAX, |register| unsafe { register.read_volatile() }))
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        full_barrier();
+        if let Some(register) = self.register(offset) {
+            // SAFETY: inside the window and aligned.
+            unsafe { register.write_volatile(value.to_be()) }
+        }
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        full_barrier();
+        // SAFETY: inside the window and aligned.
+        u64::from_be(self.register(offset).map_or(u64::MAX, |register| unsafe { register.read_volatile() }))
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        full_barrier();
+        if let Some(register) = self.register(offset) {
+            // SAFETY: inside the window and aligned.
+            unsafe { register.write_volatile(value.to_be()) }
+        }
+    }
+}
+
+/// The time base as a clock: 512 MHz on POWER8 and later (Power ISA, Book II, "Time Base").
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TimeBaseClock;
+
+impl TimeBaseClock {
+    /// Ticks a microsecond.
+    const TICKS_PER_MICROSECOND: u64 = 512;
+
+    /// The time base's present value.
+    #[must_use]
+    pub fn ticks() -> u64 {
+        let value: u64;
+        // SAFETY: reading the time base (SPR 268) has no effect but its result.
+        unsafe { asm!("mfspr {v}, 268", v = out(reg) value, options(nostack, nomem, preserves_flags)) }
+        value
+    }
+}
+
+impl Clock for TimeBaseClock {
+    fn now(&self) -> Duration {
+        Duration::from_micros(Self::ticks() / Self::TICKS_PER_MICROSECOND)
+    }
+}
+
+/// POWER host bridges snoop the caches: only order is owed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoherentCaches;
+
+impl CacheMaintenance for CoherentCaches {
+    fn write_back<T>(&self, _memory: &[T]) {
+        full_barrier();
+    }
+
+    fn store_barrier(&self) {
+        full_barrier();
+    }
+
+    fn write_back_all(&self) {
+        full_barrier();
+    }
+}
+
+fn full_barrier() {
+    // SAFETY: `sync` only orders.
+    unsafe { asm!("sync", options(nostack, preserves_flags)) }
+}

@@ -1,0 +1,5 @@
+//! The only door to atomics and locks: a model checker's can take their place here.
+
+pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+
+pub use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};

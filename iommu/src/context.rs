@@ -1,0 +1,37 @@
+//! Security contexts: the tables of one owner, in numbered slots.
+
+use portcullis_hal::sync::{AtomicU32, RwLock};
+
+use crate::group::VmId;
+
+/// Names a context: slot and generation. A handle that outlived its context is refused as stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ContextHandle {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+/// A context in its slot.
+#[derive(Debug)]
+pub(crate) struct Context<C> {
+    pub(crate) owner: VmId,
+    pub(crate) tables: C,
+    /// Groups attached.
+    pub(crate) users: AtomicU32,
+    /// An invalidation was never confirmed: the tables must not be given back.
+    pub(crate) poisoned: portcullis_hal::sync::AtomicBool,
+}
+
+/// A slot. The lock is the context's gate: mapping calls enter as readers, destroying it as writer.
+#[derive(Debug)]
+pub(crate) struct Slot<C> {
+    pub(crate) generation: AtomicU32,
+    pub(crate) gate: RwLock<Option<Context<C>>>,
+}
+
+impl<C> Slot<C> {
+    pub(crate) const fn new() -> Self {
+        Self { generation: AtomicU32::new(0), gate: RwLock::new(None) }
+    }
+}

@@ -1,0 +1,252 @@
+//! The boundary between policy and the drivers of IOMMU hardware.
+//!
+//! Domain IDs, units, PE numbers and table formats stay on the driver's side; groups, grants and
+//! claims on this one.
+
+use bitflags::bitflags;
+use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr};
+
+use crate::{error::Error, fault::Fault};
+
+/// Devices that one group may hold: a multi-function device's eight functions.
+pub const MAX_MEMBERS: usize = 8;
+
+/// The right to change hardware: only the policy can make one, and only after its own checks.
+#[derive(Debug)]
+pub struct Permit(());
+
+impl Permit {
+    pub(crate) const fn new() -> Self {
+        Self(())
+    }
+}
+
+bitflags! {
+    /// IOMMU page sizes: bit `n` stands for pages of `2^n` bytes.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct PageSizes: u64 {
+        /// 4 KiB.
+        const SIZE_4K = 1 << 12;
+        /// 64 KiB.
+        const SIZE_64K = 1 << 16;
+        /// 2 MiB.
+        const SIZE_2M = 1 << 21;
+        /// 16 MiB.
+        const SIZE_16M = 1 << 24;
+        /// 256 MiB.
+        const SIZE_256M = 1 << 28;
+        /// 1 GiB.
+        const SIZE_1G = 1 << 30;
+    }
+}
+
+/// A range of I/O virtual addresses that a context can map, and its page sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aperture {
+    /// Addresses that may be mapped.
+    pub range: IovaRange,
+    /// Sizes that a mapping may be made of; ranges are multiples of the smallest.
+    pub page_sizes: PageSizes,
+}
+
+/// What hardware did of a change that was already decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a quarantined unit keeps its memory: somebody has to know"]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Finished, hardware has confirmed it.
+    Done,
+    /// Hardware did not answer. The devices count as blocked, their memory must not be reused.
+    Quarantined {
+        /// What did not answer.
+        error: Error,
+    },
+}
+
+/// Where a group's DMA goes next.
+#[derive(Debug)]
+pub enum Target<'c, C> {
+    /// Nowhere: every transaction is refused.
+    Blocked,
+    /// Through the tables of a context.
+    Context(&'c C),
+}
+
+/// A range of mappings that was taken out of a table and whose invalidation is still owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Addresses whose entries were cleared.
+    pub range: IovaRange,
+    /// Whether non-leaf entries changed, too: cached intermediate entries must go.
+    pub tables_changed: TablesChanged,
+}
+
+/// Whether an unmap changed entries that point to tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TablesChanged {
+    /// Leaf entries only.
+    LeavesOnly,
+    /// At least one non-leaf entry.
+    NonLeaves,
+}
+
+/// Invalidations owed by unmaps: donated scratch, typically one for each CPU.
+///
+/// Not `Copy`. As long as a debt is in here, the frames that were unmapped may still be reached. When
+/// more ranges come than fit, they become one flush of the whole context.
+#[derive(Debug, Default)]
+pub struct Debts {
+    runs: heapless::Vec<Run, 16>,
+    everything: bool,
+}
+
+impl Debts {
+    /// Scratch that owes nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { runs: heapless::Vec::new(), everything: false }
+    }
+
+    /// Notes that `run` must be invalidated, joining it to the last one where they touch.
+    pub fn owe(&mut self, run: Run) {
+        if self.everything {
+            return;
+        }
+        if let Some(last) = self.runs.last_mut()
+            && let Some(joined) = join(*last, run)
+        {
+            *last = joined;
+        } else if self.runs.push(run).is_err() {
+            self.runs.clear();
+            self.everything = true;
+        }
+    }
+
+    /// Notes that the whole context must be invalidated.
+    pub fn owe_everything(&mut self) {
+        self.runs.clear();
+        self.everything = true;
+    }
+
+    /// The ranges to invalidate, or `None` when the whole context must be.
+    #[must_use]
+    pub fn runs(&self) -> Option<&[Run]> {
+        (!self.everything).then_some(self.runs.as_slice())
+    }
+
+    /// Whether nothing is owed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.everything && self.runs.is_empty()
+    }
+
+    /// Forgets what was owed. A driver calls this after hardware has confirmed the invalidation; the
+    /// permit keeps everybody else from it.
+    pub fn settle(&mut self, _: &Permit) {
+        self.runs.clear();
+        self.everything = false;
+    }
+}
+
+fn join(first: Run, second: Run) -> Option<Run> {
+    let next = first.range.last().checked_add(1)?;
+    if next != second.range.start() {
+        return None;
+    }
+    let range =
+        IovaRange::new(first.range.start(), first.range.bytes().checked_add(second.range.bytes())?).ok()?;
+    let non_leaves = TablesChanged::NonLeaves;
+    let tables_changed = if second.tables_changed == non_leaves { non_leaves } else { first.tables_changed };
+    Some(Run { range, tables_changed })
+}
+
+/// A driver of IOMMU hardware.
+///
+/// Every method may be called from any CPU at any time. Attach-side methods (`create`, `destroy`,
+/// `prepare`, `commit`, `block`) may take locks; `map` and `unmap` may not wait. A method that returns
+/// an [`Error`] changed nothing, unless it says otherwise.
+pub trait Driver {
+    /// What a new context shall be like: widths, page sizes, coherency.
+    type Spec;
+    /// Tables of one context.
+    type Context;
+    /// A change of context for which everything that can fail was reserved.
+    type Prepared;
+
+    /// Makes empty tables.
+    ///
+    /// # Errors
+    /// Pages missing, or a spec that the hardware cannot fulfil.
+    fn create(&self, permit: &Permit, spec: &Self::Spec) -> Result<Self::Context, Error>;
+
+    /// Gives the table pages back. The policy has seen that no device uses the context any more; the
+    /// driver flushes whatever hardware may still cache of it before a page is reused.
+    fn destroy(&self, permit: &Permit, context: Self::Context) -> Outcome;
+
+    /// What the context can map.
+    fn aperture(&self, context: &Self::Context) -> Aperture;
+
+    /// Reserves all that a switch of `members` to `target` needs.
+    ///
+    /// # Errors
+    /// The reason why the switch cannot be made; nothing changed.
+    fn prepare(
+        &self,
+        permit: &Permit,
+        members: &[DeviceId],
+        target: Target<'_, Self::Context>,
+    ) -> Result<Self::Prepared, Error>;
+
+    /// Makes the prepared switch: all members are blocked before the first one joins the target.
+    fn commit(&self, permit: &Permit, prepared: Self::Prepared) -> Outcome;
+
+    /// Gives up a prepared switch.
+    fn abandon(&self, permit: &Permit, prepared: Self::Prepared);
+
+    /// Blocks all members; needs nothing that could be missing. Devices unknown to the hardware count as blocked.
+    fn block(&self, permit: &Permit, members: &[DeviceId]) -> Outcome;
+
+    /// Maps `extent` at `iova`. Both and the length are multiples of the smallest page size; larger
+    /// pages are used where alignment allows. Visible to hardware when it returns.
+    ///
+    /// # Errors
+    /// Misaligned, outside the aperture, already mapped, pages missing. Nothing changed.
+    fn map(
+        &self,
+        permit: &Permit,
+        context: &Self::Context,
+        iova: Iova,
+        extent: DmaExtent,
+        access: Access,
+    ) -> Result<(), Error>;
+
+    /// Takes the mappings of `range` out of the tables and notes in `debts` what must be invalidated;
+    /// returns the number of bytes that were mapped. Unmapped holes are skipped.
+    ///
+    /// # Errors
+    /// Misaligned, outside the aperture, or a large page lies only partly inside. Nothing changed.
+    fn unmap(
+        &self,
+        permit: &Permit,
+        context: &Self::Context,
+        range: IovaRange,
+        debts: &mut Debts,
+    ) -> Result<u64, Error>;
+
+    /// Invalidates what is owed, with draining, and settles it once hardware has confirmed. On
+    /// `Quarantined` the debts stay.
+    fn flush(&self, permit: &Permit, context: &Self::Context, debts: &mut Debts) -> Outcome;
+
+    /// Where `iova` leads now and with which rights, or `None` when it is not mapped.
+    fn iova_to_phys(&self, context: &Self::Context, iova: Iova) -> Option<(PhysAddr, Access)>;
+
+    /// Makes every DMA through the context cache-coherent, whatever the device asks for.
+    ///
+    /// # Errors
+    /// [`Error::NoSnoopControl`] when hardware cannot, [`Error::HasMappings`] when entries exist
+    /// without it. Repeating it succeeds.
+    fn enforce_cache_coherency(&self, permit: &Permit, context: &Self::Context) -> Result<(), Error>;
+
+    /// Takes the oldest fault that hardware has recorded, if any.
+    fn take_fault(&self) -> Option<Fault>;
+}

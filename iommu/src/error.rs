@@ -1,0 +1,134 @@
+//! What can be wrong with a call, and the value that was wrong.
+
+use portcullis_hal::{DeviceId, Iova, TimedOut};
+
+use crate::group::{GroupId, VmId};
+
+/// Misuse, exhaustion, or hardware that did not answer. What a device did wrong is a
+/// [`Fault`](crate::Fault) instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Error {
+    /// A fixed-size table is full.
+    Full {
+        /// How many it holds.
+        capacity: usize,
+    },
+    /// A group needs at least one device and at most [`MAX_MEMBERS`](crate::driver::MAX_MEMBERS).
+    BadMemberCount {
+        /// Devices that were named.
+        count: usize,
+    },
+    /// The device belongs to a group already, or is named twice.
+    DuplicateDevice {
+        /// The device.
+        device: DeviceId,
+    },
+    /// No such group.
+    UnknownGroup {
+        /// The number that was passed.
+        group: GroupId,
+    },
+    /// The hypervisor has not granted the group to this VM.
+    NotGranted {
+        /// Who asked.
+        vm: VmId,
+        /// What for.
+        group: GroupId,
+    },
+    /// Another VM owns it.
+    OwnedBy {
+        /// The owner.
+        owner: VmId,
+    },
+    /// The context handle is older than what its slot holds now.
+    Stale {
+        /// Slot that the handle names.
+        slot: u32,
+    },
+    /// The context is still in use.
+    InUse {
+        /// Groups attached to it, or callers inside.
+        users: u32,
+    },
+    /// The group is attached to a context already.
+    AlreadyAttached,
+    /// Hardware of this group stopped answering; the group stays blocked.
+    Quarantined,
+    /// An address or a length is no multiple of the page size.
+    Misaligned {
+        /// The number that was passed.
+        value: u64,
+    },
+    /// Not wholly inside what the context can map.
+    OutsideAperture {
+        /// First address.
+        iova: Iova,
+        /// Length.
+        bytes: u64,
+    },
+    /// The physical address is wider than hardware can express.
+    PhysicalTooWide {
+        /// The address.
+        address: u64,
+    },
+    /// Neither reading nor writing was asked for.
+    NoAccess,
+    /// Hardware of this kind cannot express this access.
+    UnsupportedAccess {
+        /// Bits of the access.
+        access: u8,
+    },
+    /// A mapping exists there.
+    AlreadyMapped {
+        /// First address in the way.
+        iova: Iova,
+    },
+    /// The end of a range lies inside a larger page.
+    SplitsPage {
+        /// An address in that page.
+        iova: Iova,
+    },
+    /// Donated table pages ran out; donate more, or unmap.
+    NeedPages {
+        /// Contiguous 4 KiB pages that were missing.
+        count: usize,
+    },
+    /// A unit of the context has no snoop control.
+    NoSnoopControl,
+    /// Mappings exist that were made without snoop control.
+    HasMappings,
+    /// The context wants more than hardware offers.
+    Unsupported {
+        /// Bits of address, levels or log2 of the page size: what was asked for.
+        value: u64,
+    },
+    /// The device is not behind this hardware.
+    NotBehindUnit {
+        /// The device.
+        device: DeviceId,
+    },
+    /// Hardware numbers (domain IDs, PE numbers, windows) ran out.
+    OutOfNumbers {
+        /// How many there are.
+        limit: u32,
+    },
+    /// Another CPU holds what this call needs; try again.
+    Busy,
+    /// Hardware did not do in time what its manual promises.
+    Timeout(TimedOut),
+    /// Hardware reported an error of its own.
+    Hardware {
+        /// Register offset or firmware call that reported it.
+        source: u32,
+        /// What it said.
+        code: i64,
+    },
+}
+
+impl From<TimedOut> for Error {
+    fn from(timed_out: TimedOut) -> Self {
+        Self::Timeout(timed_out)
+    }
+}

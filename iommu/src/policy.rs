@@ -1,0 +1,370 @@
+//! The policy: grants, claims, and the only way to the drivers.
+
+use portcullis_hal::{
+    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr,
+    sync::{AtomicBool, AtomicU32, Mutex, Ordering, RwLockReadGuard},
+};
+
+use crate::{
+    context::{Context, ContextHandle, Slot},
+    driver::{Aperture, Debts, Driver, MAX_MEMBERS, Outcome, Permit, Target},
+    error::Error,
+    fault::Fault,
+    group::{Group, GroupId, Health, MAX_GRANTS, VmId},
+};
+
+/// The IOMMU of a machine: one driver, its groups and its contexts.
+///
+/// Every method may be called from any CPU at any time. Methods that change ownership take a lock;
+/// `map`, `unmap` and `iova_to_phys` enter their context's gate and wait for nobody.
+pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32> {
+    driver: D,
+    groups: Mutex<heapless::Vec<Group, GROUPS>>,
+    contexts: [Slot<D::Context>; CONTEXTS],
+}
+
+/// The right to attach a group, held by one VM: the only one there is, until it is released.
+///
+/// Dropping it releases the group, too.
+#[must_use = "dropping a claim blocks and releases its group"]
+pub struct Claim<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> {
+    iommu: &'i Iommu<D, GROUPS, CONTEXTS>,
+    group: GroupId,
+    owner: VmId,
+}
+
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+    /// A policy over `driver`, whose hardware blocks every device: no group, no grant, no context.
+    #[must_use]
+    pub const fn new(driver: D) -> Self {
+        Self { driver, groups: Mutex::new(heapless::Vec::new()), contexts: [const { Slot::new() }; CONTEXTS] }
+    }
+
+    /// The driver: to ask, never to change.
+    #[must_use]
+    pub const fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    /// Registers the devices of one group. Nobody may claim it before a [`grant`](Self::grant).
+    ///
+    /// # Errors
+    /// [`Error::BadMemberCount`], [`Error::DuplicateDevice`], [`Error::Full`].
+    pub fn add_group(&self, members: &[DeviceId]) -> Result<GroupId, Error> {
+        if members.is_empty() || members.len() > MAX_MEMBERS {
+            return Err(Error::BadMemberCount { count: members.len() });
+        }
+        let mut groups = self.groups.lock();
+        let mut group = Group::default();
+        for &device in members {
+            let known = groups.iter().chain([&group]).any(|group| group.members.contains(&device));
+            if known || group.members.push(device).is_err() {
+                return Err(Error::DuplicateDevice { device });
+            }
+        }
+        let id = GroupId(groups.len() as u32);
+        groups.push(group).map_err(|_| Error::Full { capacity: GROUPS })?;
+        Ok(id)
+    }
+
+    /// Lets `vm` claim `group` from now on. For the hypervisor's control plane only.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`], [`Error::Full`].
+    pub fn grant(&self, vm: VmId, group: GroupId) -> Result<(), Error> {
+        self.with_group(group, |group| {
+            if group.grants.contains(&vm) {
+                return Ok(());
+            }
+            group.grants.push(vm).map_err(|_| Error::Full { capacity: MAX_GRANTS })
+        })
+    }
+
+    /// Takes the group for `vm`: its devices are blocked first, then owned.
+    ///
+    /// # Errors
+    /// [`Error::NotGranted`], [`Error::OwnedBy`] (another VM, or this one already),
+    /// [`Error::Quarantined`] when its hardware does not answer; then the group stays free and blocked.
+    pub fn claim(&self, vm: VmId, group: GroupId) -> Result<Claim<'_, D, GROUPS, CONTEXTS>, Error> {
+        self.with_group(group, |state| {
+            if !state.grants.contains(&vm) {
+                return Err(Error::NotGranted { vm, group });
+            }
+            if let Some(owner) = state.owner {
+                return Err(Error::OwnedBy { owner });
+            }
+            if state.health == Health::Quarantined {
+                return Err(Error::Quarantined);
+            }
+            self.settle(state, |driver, permit, members| driver.block(permit, members))?;
+            state.owner = Some(vm);
+            Ok(())
+        })?;
+        Ok(Claim { iommu: self, group, owner: vm })
+    }
+
+    /// Makes an empty context for `vm`.
+    ///
+    /// # Errors
+    /// [`Error::Full`], or what the driver says of the spec.
+    pub fn create_context(&self, vm: VmId, spec: &D::Spec) -> Result<ContextHandle, Error> {
+        for (index, slot) in self.contexts.iter().enumerate() {
+            let Some(mut gate) = slot.gate.try_write() else { continue };
+            if gate.is_some() {
+                continue;
+            }
+            let tables = self.driver.create(&Permit::new(), spec)?;
+            let (users, poisoned) = (AtomicU32::new(0), AtomicBool::new(false));
+            *gate = Some(Context { owner: vm, tables, users, poisoned });
+            return Ok(ContextHandle {
+                slot: index as u32,
+                generation: slot.generation.load(Ordering::Relaxed),
+            });
+        }
+        Err(Error::Full { capacity: CONTEXTS })
+    }
+
+    /// Ends a context and gives its table pages back.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::InUse`], [`Error::Busy`] while a mapping call is inside,
+    /// [`Error::Quarantined`] when an invalidation was never confirmed: its pages are kept.
+    pub fn destroy_context(&self, handle: ContextHandle) -> Result<(), Error> {
+        let stale = Error::Stale { slot: handle.slot };
+        let slot = self.contexts.get(handle.slot as usize).ok_or(stale)?;
+        let mut gate = slot.gate.try_write().ok_or(Error::Busy)?;
+        let context = gate.as_ref().ok_or(stale)?;
+        if slot.generation.load(Ordering::Relaxed) != handle.generation {
+            return Err(stale);
+        }
+        match context.users.load(Ordering::Acquire) {
+            0 => {}
+            users => return Err(Error::InUse { users }),
+        }
+        if context.poisoned.load(Ordering::Acquire) {
+            return Err(Error::Quarantined);
+        }
+        slot.generation.fetch_add(1, Ordering::Relaxed);
+        let Some(context) = gate.take() else { return Err(stale) };
+        match self.driver.destroy(&Permit::new(), context.tables) {
+            Outcome::Done => Ok(()),
+            Outcome::Quarantined { error } => Err(error),
+        }
+    }
+
+    /// What the context can map.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Busy`].
+    pub fn aperture(&self, context: ContextHandle) -> Result<Aperture, Error> {
+        self.with_context(context, |context| Ok(self.driver.aperture(&context.tables)))
+    }
+
+    /// Lets devices in the context reach `extent` at `iova`; visible to hardware when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Busy`] while the context ends, or what the driver says. Nothing changed.
+    pub fn map(
+        &self,
+        context: ContextHandle,
+        iova: Iova,
+        extent: DmaExtent,
+        access: Access,
+    ) -> Result<(), Error> {
+        self.with_context(context, |context| {
+            self.driver.map(&Permit::new(), &context.tables, iova, extent, access)
+        })
+    }
+
+    /// Ends the mappings of `range`; returns the number of bytes that were mapped. When it returns, no
+    /// device reaches them any more.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Busy`], or what the driver says of the range: nothing changed.
+    /// [`Error::Timeout`] when hardware did not confirm: the memory must not be reused.
+    pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
+        let mut debts = Debts::new();
+        self.with_context(context, |context| {
+            let permit = Permit::new();
+            let bytes = self.driver.unmap(&permit, &context.tables, range, &mut debts)?;
+            match self.driver.flush(&permit, &context.tables, &mut debts) {
+                Outcome::Done => Ok(bytes),
+                Outcome::Quarantined { error } => {
+                    context.poisoned.store(true, Ordering::Release);
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    /// Where `iova` leads now, or `None`.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Busy`].
+    pub fn iova_to_phys(
+        &self,
+        context: ContextHandle,
+        iova: Iova,
+    ) -> Result<Option<(PhysAddr, Access)>, Error> {
+        self.with_context(context, |context| Ok(self.driver.iova_to_phys(&context.tables, iova)))
+    }
+
+    /// Makes every DMA through the context cache-coherent.
+    ///
+    /// # Errors
+    /// [`Error::NoSnoopControl`], [`Error::HasMappings`], [`Error::Stale`], [`Error::Busy`].
+    pub fn enforce_cache_coherency(&self, context: ContextHandle) -> Result<(), Error> {
+        self.with_context(context, |context| {
+            self.driver.enforce_cache_coherency(&Permit::new(), &context.tables)
+        })
+    }
+
+    /// Takes the oldest fault that hardware has recorded.
+    pub fn take_fault(&self) -> Option<Fault> {
+        self.driver.take_fault()
+    }
+
+    fn with_group<T>(
+        &self,
+        id: GroupId,
+        act: impl FnOnce(&mut Group) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut groups = self.groups.lock();
+        act(groups.get_mut(id.0 as usize).ok_or(Error::UnknownGroup { group: id })?)
+    }
+
+    fn enter(
+        &self,
+        handle: ContextHandle,
+    ) -> Result<RwLockReadGuard<'_, Option<Context<D::Context>>>, Error> {
+        let slot = self.contexts.get(handle.slot as usize).ok_or(Error::Stale { slot: handle.slot })?;
+        let gate = slot.gate.try_read().ok_or(Error::Busy)?;
+        if slot.generation.load(Ordering::Relaxed) != handle.generation {
+            return Err(Error::Stale { slot: handle.slot });
+        }
+        Ok(gate)
+    }
+
+    fn with_context<T>(
+        &self,
+        handle: ContextHandle,
+        act: impl FnOnce(&Context<D::Context>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let gate = self.enter(handle)?;
+        act(gate.as_ref().ok_or(Error::Stale { slot: handle.slot })?)
+    }
+
+    /// Lets hardware act on all members; on no answer the group is quarantined.
+    fn settle(
+        &self,
+        group: &mut Group,
+        act: impl FnOnce(&D, &Permit, &[DeviceId]) -> Outcome,
+    ) -> Result<(), Error> {
+        match act(&self.driver, &Permit::new(), &group.members) {
+            Outcome::Done => Ok(()),
+            Outcome::Quarantined { error } => {
+                group.health = Health::Quarantined;
+                Err(error)
+            }
+        }
+    }
+
+    /// Counts a group out of the context that it left; on bad hardware the context stays as it is.
+    fn leave(&self, handle: ContextHandle, left: &Result<(), Error>) {
+        // The user count keeps the context from being destroyed, so the gate can only be briefly busy
+        // with another CPU's vain attempt.
+        let Some(slot) = self.contexts.get(handle.slot as usize) else { return };
+        if let Some(context) = slot.gate.read().as_ref() {
+            if left.is_err() {
+                context.poisoned.store(true, Ordering::Release);
+            }
+            context.users.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn attach(&self, id: GroupId, owner: VmId, handle: ContextHandle) -> Result<(), Error> {
+        self.with_group(id, |group| {
+            if group.health == Health::Quarantined {
+                return Err(Error::Quarantined);
+            }
+            self.with_context(handle, |context| {
+                if context.owner != owner {
+                    return Err(Error::OwnedBy { owner: context.owner });
+                }
+                let permit = Permit::new();
+                let prepared =
+                    self.driver.prepare(&permit, &group.members, Target::Context(&context.tables))?;
+                context.users.fetch_add(1, Ordering::AcqRel);
+                let switched = self.settle(group, |driver, permit, _| driver.commit(permit, prepared));
+                if let Some(old) = group.context.replace(handle) {
+                    self.leave(old, &switched);
+                }
+                switched
+            })
+        })
+    }
+
+    fn detach(&self, id: GroupId) -> Result<(), Error> {
+        self.with_group(id, |group| {
+            let Some(context) = group.context else { return Ok(()) };
+            let blocked = self.settle(group, |driver, permit, members| driver.block(permit, members));
+            group.context = None;
+            self.leave(context, &blocked);
+            blocked
+        })
+    }
+}
+
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'_, D, GROUPS, CONTEXTS> {
+    /// The group that is claimed.
+    #[must_use]
+    pub const fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Switches the whole group to a context of the same VM, from blocked or from another context. DMA
+    /// sees the old context, none, or the new one.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::OwnedBy`] for another VM's context, [`Error::Busy`], or what the driver
+    /// refuses: nothing changed. [`Error::Timeout`] when hardware did not answer: the group is
+    /// quarantined.
+    pub fn attach(&mut self, context: ContextHandle) -> Result<(), Error> {
+        self.iommu.attach(self.group, self.owner, context)
+    }
+
+    /// Blocks the whole group.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when hardware did not answer: the group is quarantined.
+    pub fn detach(&mut self) -> Result<(), Error> {
+        self.iommu.detach(self.group)
+    }
+
+    /// Blocks the group and gives it up.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when hardware did not answer: the group is given up, but quarantined.
+    pub fn release(self) -> Result<(), Error> {
+        let given_up = self.give_up();
+        // The group may have a new owner by now: `Drop` must not release it from under that one.
+        core::mem::forget(self);
+        given_up
+    }
+
+    fn give_up(&self) -> Result<(), Error> {
+        let blocked = self.iommu.detach(self.group);
+        self.iommu.with_group(self.group, |group| {
+            group.owner = None;
+            Ok(())
+        })?;
+        blocked
+    }
+}
+
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Drop for Claim<'_, D, GROUPS, CONTEXTS> {
+    fn drop(&mut self) {
+        // Hardware that did not answer is noted in the group, which stays quarantined.
+        let _ = self.give_up();
+    }
+}
