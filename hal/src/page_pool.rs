@@ -140,7 +140,7 @@ impl<M: TableMemory> PagePool<M> {
             && count.is_power_of_two()
             && count <= 64
             && first % count == 0
-            && address.as_u64() % TABLE_PAGE_BYTES == 0;
+            && address.as_u64().is_multiple_of(TABLE_PAGE_BYTES);
         valid.then_some(PageRun { first: first as u32, pages: count as u32 })
     }
 

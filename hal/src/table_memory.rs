@@ -94,7 +94,8 @@ impl DonatedPages<'_> {
         let bytes = pages.checked_mul(4096)?;
         base.checked_add(bytes as u64)?;
         start.addr().checked_add(bytes)?;
-        let aligned = start.addr().get() % 4096 == 0 && base.as_u64() % TABLE_PAGE_BYTES == 0;
+        let aligned =
+            start.addr().get().is_multiple_of(4096) && base.as_u64().is_multiple_of(TABLE_PAGE_BYTES);
         aligned.then_some(Self { cells: start.cast(), len: bytes / 8, base, memory: PhantomData })
     }
 }

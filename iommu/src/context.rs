@@ -12,6 +12,14 @@ pub struct ContextHandle {
     pub(crate) generation: u32,
 }
 
+impl ContextHandle {
+    /// The slot that the handle names: a number for people; it says nothing without the generation.
+    #[must_use]
+    pub const fn slot(self) -> u32 {
+        self.slot
+    }
+}
+
 /// A context in its slot.
 #[derive(Debug)]
 pub(crate) struct Context<C> {

@@ -45,6 +45,9 @@ pub trait Board {
     /// Physical address of the running image's first page.
     fn image(&self) -> PhysAddr;
 
+    /// Byte `offset` of that page as memory holds it now (a volatile read).
+    fn image_byte(&self, offset: usize) -> u8;
+
     /// Whether the leaf that `device` reaches at `iova` carries the snoop bit: walked from the hardware's
     /// own root pointer through table memory, not through the driver. `None` without a leaf, or where
     /// tables have no such bit.
@@ -60,6 +63,10 @@ pub trait Board {
     /// From now on hardware no longer sees or finishes invalidations: the board's wrapping register
     /// access withholds them.
     fn withhold_completion(&self);
+
+    /// Whether hardware tells software of blocked transactions, so that [`take_fault`](Self::take_fault)
+    /// finds them.
+    fn reports_faults(&self) -> bool;
 
     /// Takes the oldest fault that hardware has recorded.
     fn take_fault(&self) -> Option<Fault> {

@@ -13,4 +13,4 @@ pub mod withhold;
 
 pub use board::{Board, Buffer, DmaDevice, DmaError};
 pub use event::Event;
-pub use scenario::{Failure, Requires, Scenario, run, scenarios};
+pub use scenario::{Failure, Requires, SCENARIOS, Scenario, run};

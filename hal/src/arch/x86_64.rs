@@ -33,7 +33,7 @@ impl MmioRegisters {
 
     fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
         let end = offset.checked_add(size_of::<T>())?;
-        let inside = end <= self.bytes && offset % size_of::<T>() == 0;
+        let inside = end <= self.bytes && offset.is_multiple_of(size_of::<T>());
         // SAFETY: `offset` was just checked to lie inside the window that `new`'s caller vouched for.
         inside.then(|| unsafe { self.base.add(offset).cast() })
     }

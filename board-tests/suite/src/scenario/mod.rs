@@ -1,0 +1,130 @@
+//! The scenarios: what they need, which promises they show, and how to run one by name.
+
+mod coherency;
+mod hardware;
+mod isolation;
+mod mapping;
+mod stage;
+
+use bitflags::bitflags;
+use portcullis_iommu::Error;
+
+use crate::{
+    board::{Board, DmaError},
+    event::Event,
+};
+
+bitflags! {
+    /// What a scenario needs of the board; a board's description says what it offers.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Requires: u32 {
+        /// VT-d.
+        const VTD = 1;
+        /// TCE tables.
+        const TCE = 1 << 1;
+        /// Units with snoop control.
+        const SNOOP_CONTROL = 1 << 2;
+        /// Units without snoop control, which check that SNP is clear.
+        const NO_SNOOP_CONTROL = 1 << 3;
+        /// The IOMMU reports blocked transactions to software.
+        const FAULT_LOG = 1 << 4;
+        /// Contexts of 48 bits.
+        const WIDTH_48 = 1 << 5;
+        /// Contexts of 39 bits, and devices that can put more on the bus.
+        const WIDTH_39 = 1 << 6;
+        /// An NVMe controller.
+        const NVME = 1 << 7;
+    }
+}
+
+/// What is known of a scenario without a board.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name: lower case, words joined by underscores.
+    pub name: &'static str,
+    /// Ids of the promises that it shows.
+    pub promises: &'static [&'static str],
+    /// What it needs.
+    pub requires: Requires,
+}
+
+/// Why a scenario failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What was not as promised.
+    pub what: &'static str,
+    /// The error behind it, if a call failed.
+    pub error: Option<Error>,
+    /// Line in the suite.
+    pub line: u32,
+}
+
+impl From<Error> for Failure {
+    #[track_caller]
+    fn from(error: Error) -> Self {
+        let line = core::panic::Location::caller().line();
+        Self { what: stage::describe(error), error: Some(error), line }
+    }
+}
+
+impl From<DmaError> for Failure {
+    #[track_caller]
+    fn from(_: DmaError) -> Self {
+        let line = core::panic::Location::caller().line();
+        Self { what: "the device did not end its transfer", error: None, line }
+    }
+}
+
+macro_rules! catalogue {
+    ($($module:ident :: $name:ident shows [$($promise:literal),+] needs $requires:expr;)+) => {
+        /// All scenarios, whatever board they need.
+        pub const SCENARIOS: &[Scenario] = &[$(
+            Scenario { name: stringify!($name), promises: &[$($promise),+], requires: $requires },
+        )+];
+
+        fn act<B: Board>(board: &B, name: &str) -> Option<Result<(), Failure>> {
+            match name {
+                $(stringify!($name) => Some($module::$name(&stage::Stage::new(board)?)),)+
+                _ => None,
+            }
+        }
+    };
+}
+
+const ANY: Requires = Requires::empty();
+
+catalogue! {
+    mapping::scattered_maps shows ["S01"] needs ANY;
+    mapping::read_only_page shows ["S02"] needs ANY;
+    mapping::write_only_page shows ["S03"] needs ANY;
+    mapping::large_page shows ["S04"] needs Requires::VTD;
+    mapping::unmap_then_dma shows ["S05"] needs ANY;
+    mapping::exhaustion_leaves_nothing_half_done shows ["S06"] needs ANY;
+    mapping::width_39 shows ["S07"] needs Requires::VTD.union(Requires::WIDTH_39);
+    mapping::width_48 shows ["S07"] needs Requires::VTD.union(Requires::WIDTH_48);
+    isolation::unmapped_is_blocked shows ["S08"] needs ANY;
+    isolation::hypervisor_image_is_blocked shows ["S09"] needs ANY;
+    isolation::blocked_dma_is_reported shows ["S10"] needs Requires::FAULT_LOG;
+    isolation::claim_needs_a_grant shows ["S11"] needs ANY;
+    isolation::two_contexts_are_separate shows ["S12"] needs ANY;
+    isolation::context_switch shows ["S13"] needs ANY;
+    isolation::released_device_is_blocked shows ["S14"] needs ANY;
+    coherency::snoop_on_every_leaf shows ["S15"] needs Requires::SNOOP_CONTROL;
+    coherency::snoop_refused_after_mappings shows ["S16"] needs Requires::SNOOP_CONTROL;
+    coherency::snoop_refused_without_control shows ["S17"] needs Requires::NO_SNOOP_CONTROL;
+    hardware::dead_unit_times_out shows ["S18"] needs ANY;
+    hardware::lost_invalidation_quarantines shows ["S19"] needs ANY;
+}
+
+/// Runs the scenario with this name and emits how it went; `None` when there is none, or when the board
+/// lacks devices or buffers.
+pub fn run<B: Board>(board: &B, name: &str) -> Option<Result<(), Failure>> {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name)?.name;
+    board.emit(&Event::Begin { scenario });
+    let result = act(board, scenario)?;
+    match result {
+        Ok(()) => board.emit(&Event::Passed { scenario }),
+        Err(Failure { what, line, .. }) => board.emit(&Event::Failed { scenario, what, line }),
+    }
+    Some(result)
+}
