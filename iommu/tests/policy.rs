@@ -251,7 +251,7 @@ fn a06_a_context_in_use_is_not_destroyed_and_a_stale_handle_is_refused() {
 }
 
 #[test]
-fn f01_an_unmap_is_finished_only_after_its_flush() {
+fn u01_an_unmap_is_finished_only_after_its_flush() {
     let iommu = policy();
     let context = iommu.create_context(VM, &()).expect("a context");
     let range = IovaRange::new(Iova::new(0x1000), PAGE).expect("a range");
@@ -262,7 +262,7 @@ fn f01_an_unmap_is_finished_only_after_its_flush() {
 }
 
 #[test]
-fn f02_a_context_with_an_unconfirmed_invalidation_keeps_its_tables() {
+fn u02_a_context_with_an_unconfirmed_invalidation_keeps_its_tables() {
     let iommu = policy();
     let context = iommu.create_context(VM, &()).expect("a context");
     let range = IovaRange::new(Iova::new(0x1000), PAGE).expect("a range");
@@ -274,7 +274,7 @@ fn f02_a_context_with_an_unconfirmed_invalidation_keeps_its_tables() {
 }
 
 #[test]
-fn f02_a_switch_that_hangs_keeps_both_contexts() {
+fn u02_a_switch_that_hangs_keeps_both_contexts() {
     let iommu = policy();
     let group = iommu.add_group(&[device(1)]).expect("a group");
     iommu.grant(VM, group).expect("a grant");
@@ -292,7 +292,7 @@ fn f02_a_switch_that_hangs_keeps_both_contexts() {
 }
 
 #[test]
-fn f03_debts_join_and_overflow_into_everything() {
+fn u03_debts_join_and_overflow_into_everything() {
     let mut debts = Debts::new();
     let run = |start, tables_changed| Run {
         range: IovaRange::new(Iova::new(start), PAGE).expect("a range"),
