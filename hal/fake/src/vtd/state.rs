@@ -1,0 +1,170 @@
+//! All that a unit holds, and DMA through it.
+
+use std::collections::HashMap;
+
+use super::config::VtdConfig;
+use crate::memory::FakeMemory;
+
+/// A fault reason code of the manual's chapter 7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reason(pub u8);
+
+/// Ways to misbehave; the default is a unit that does as it should, at once.
+#[derive(Clone, Debug, Default)]
+pub struct Knobs {
+    /// These bits of GSTS never change any more.
+    pub hang_status: u32,
+    /// A change of GSTS shows only after so many reads of it.
+    pub slow_status: u32,
+    /// The queue moves on only after so many reads of FSTS or IQH since the last write of IQT.
+    pub slow_queue: u32,
+    /// The queue never moves on.
+    pub hang_queue: bool,
+    /// Wait descriptors are swallowed: their status is never written.
+    pub drop_waits: bool,
+    /// IOTLB invalidations are swallowed.
+    pub drop_iotlb_invalidations: bool,
+    /// The next wait descriptor meets an invalidation time-out error (FSTS.ITE), once.
+    pub time_out_once: bool,
+    /// Every register reads as all ones and writes go nowhere.
+    pub absent: bool,
+}
+
+/// A cached context entry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CachedContext {
+    pub(super) table: u64,
+    pub(super) levels: u8,
+    pub(super) domain: u16,
+}
+
+/// A cached translation: permissions and physical page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CachedLeaf {
+    pub(super) phys: u64,
+    pub(super) rights: u64,
+}
+
+/// Domain, level of the entry, and index of what it covers.
+pub(super) type Tag = (u16, u8, u64);
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) memory: FakeMemory,
+    pub(super) config: VtdConfig,
+    pub(super) knobs: Knobs,
+    pub(super) gsts: u32,
+    /// Changes of GSTS under way: reads to go, bits to set, bits to clear.
+    pub(super) pending: Vec<(u32, u32, u32)>,
+    pub(super) rtaddr: u64,
+    pub(super) root: u64,
+    pub(super) fsts: u32,
+    pub(super) fectl: u32,
+    pub(super) pmen: u32,
+    pub(super) iqa: u64,
+    pub(super) head: u64,
+    pub(super) tail: u64,
+    pub(super) queue_reads: u32,
+    pub(super) records: Vec<(u64, u64)>,
+    pub(super) next_record: usize,
+    /// `None` under a key: the entry was not present (caching mode).
+    pub(super) contexts: HashMap<u16, Option<CachedContext>>,
+    pub(super) tables: HashMap<Tag, (u64, u64)>,
+    pub(super) leaves: HashMap<Tag, CachedLeaf>,
+    pub(super) absent_leaves: HashMap<Tag, ()>,
+    pub(super) posted: Vec<(u64, Vec<u8>)>,
+    pub(super) violations: Vec<String>,
+    pub(super) descriptors: Vec<(u64, u64)>,
+}
+
+impl State {
+    pub(super) fn new(memory: FakeMemory, config: VtdConfig) -> Self {
+        Self {
+            memory,
+            config,
+            knobs: Knobs::default(),
+            gsts: 0,
+            pending: Vec::new(),
+            rtaddr: 0,
+            root: 0,
+            fsts: 0,
+            fectl: 1 << 31,
+            pmen: if config.protected_memory { 1 << 31 | 1 } else { 0 },
+            iqa: 0,
+            head: 0,
+            tail: 0,
+            queue_reads: 0,
+            records: vec![(0, 0); usize::from(config.fault_records)],
+            next_record: 0,
+            contexts: HashMap::new(),
+            tables: HashMap::new(),
+            leaves: HashMap::new(),
+            absent_leaves: HashMap::new(),
+            posted: Vec::new(),
+            violations: Vec::new(),
+            descriptors: Vec::new(),
+        }
+    }
+
+    pub(super) fn violation(&mut self, what: impl Into<String>) {
+        self.violations.push(what.into());
+    }
+
+    pub(super) fn dma_read(&mut self, requester: u16, iova: u64, bytes: &mut [u8]) -> Result<(), Reason> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (address, length) = step(iova, done, bytes.len());
+            let phys = self.reach(requester, address, false)?;
+            let arrived = self.memory.read(phys, &mut bytes[done..done + length]);
+            assert!(arrived, "translated to {phys:#x}, where no memory is");
+            done += length;
+        }
+        Ok(())
+    }
+
+    pub(super) fn dma_write(&mut self, requester: u16, iova: u64, bytes: &[u8]) -> Result<(), Reason> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (address, length) = step(iova, done, bytes.len());
+            let phys = self.reach(requester, address, true)?;
+            let landed = self.memory.write(phys, &bytes[done..done + length]);
+            assert!(landed, "translated to {phys:#x}, where no memory is");
+            done += length;
+        }
+        Ok(())
+    }
+
+    pub(super) fn dma_write_posted(&mut self, requester: u16, iova: u64, bytes: &[u8]) -> Result<(), Reason> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (address, length) = step(iova, done, bytes.len());
+            let phys = self.reach(requester, address, true)?;
+            self.posted.push((phys, bytes[done..done + length].to_vec()));
+            done += length;
+        }
+        Ok(())
+    }
+
+    pub(super) fn land_posted(&mut self) {
+        for (phys, bytes) in std::mem::take(&mut self.posted) {
+            self.memory.write(phys, &bytes);
+        }
+    }
+
+    /// Translates one access inside a page; a blocked one is recorded.
+    fn reach(&mut self, requester: u16, iova: u64, write: bool) -> Result<u64, Reason> {
+        if !self.translates() {
+            return Ok(iova);
+        }
+        self.translate(requester, iova, write).inspect_err(|&reason| {
+            self.record_fault(requester, iova, write, reason);
+        })
+    }
+}
+
+/// The next part of a transfer that stays inside one page: its address and length.
+fn step(iova: u64, done: usize, total: usize) -> (u64, usize) {
+    let address = iova.wrapping_add(done as u64);
+    let to_page_end = (4096 - address % 4096) as usize;
+    (address, to_page_end.min(total - done))
+}
