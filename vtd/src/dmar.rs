@@ -1,0 +1,400 @@
+//! The DMAR table: which units there are, and which devices are behind them (manual, chapter 8).
+//!
+//! Firmware wrote it, so nothing in it is trusted: [`Dmar::parse`] checks every length before anything
+//! is handed out, and the iterators cannot leave the table whatever it says.
+
+use portcullis_hal::{DeviceId, PhysAddr, PhysRange, RequesterId, Segment};
+
+use crate::spec::dmar as layout;
+
+/// What is wrong with a table, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum DmarError {
+    /// The bytes end before the structure that begins here does.
+    Truncated {
+        /// Offset in the table.
+        offset: usize,
+        /// Bytes that the structure needs or claims.
+        needs: usize,
+    },
+    /// Not "DMAR".
+    BadSignature {
+        /// What is there instead.
+        found: [u8; 4],
+    },
+    /// The bytes do not sum up to 0.
+    BadChecksum {
+        /// Their sum.
+        sum: u8,
+    },
+    /// A structure claims fewer bytes than its kind has.
+    BadLength {
+        /// Offset of the structure.
+        offset: usize,
+        /// What it claims.
+        length: usize,
+    },
+    /// A reserved memory region is not 4 KiB aligned, is empty or ends before it begins.
+    BadRegion {
+        /// Offset of the structure.
+        offset: usize,
+    },
+    /// A unit's registers are at 0 or not 4 KiB aligned.
+    BadRegisterBase {
+        /// Offset of the structure.
+        offset: usize,
+    },
+    /// A path of a device scope names a device above 31 or a function above 7.
+    BadPath {
+        /// Offset of the device scope.
+        offset: usize,
+    },
+}
+
+/// A table that was checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Dmar<'t> {
+    bytes: &'t [u8],
+}
+
+/// A DMA remapping hardware unit (8.3).
+#[derive(Clone, Copy, Debug)]
+pub struct Drhd<'t> {
+    /// Physical address of its registers.
+    pub base: PhysAddr,
+    /// Segment of the devices behind it.
+    pub segment: Segment,
+    flags: u8,
+    scopes: &'t [u8],
+}
+
+/// A memory region that a device needs mapped one to one (8.4).
+#[derive(Clone, Copy, Debug)]
+pub struct Rmrr<'t> {
+    /// Segment of its devices.
+    pub segment: Segment,
+    /// The memory.
+    pub range: PhysRange,
+    scopes: &'t [u8],
+}
+
+/// What a device scope names (8.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScopeKind {
+    /// One function.
+    Endpoint,
+    /// A bridge and everything behind it.
+    Bridge,
+    /// An I/O APIC.
+    IoApic,
+    /// A timer that sends messages.
+    Hpet,
+    /// A device in the ACPI name space.
+    Namespace,
+    /// A kind that is not known to this driver.
+    Unknown(u8),
+}
+
+/// Devices below a unit: a start bus and the way from there through bridges.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceScope<'t> {
+    /// What is at the end of the path.
+    pub kind: ScopeKind,
+    /// Enumeration ID of an I/O APIC, timer or ACPI device.
+    pub enumeration_id: u8,
+    start_bus: u8,
+    path: &'t [u8],
+}
+
+/// The buses behind a bridge, first (secondary) and last (subordinate).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusRange {
+    /// Secondary bus number.
+    pub secondary: u8,
+    /// Subordinate bus number.
+    pub subordinate: u8,
+}
+
+/// What is known of the machine's bridges: their configuration space.
+pub trait Bridges {
+    /// The buses behind the bridge, or `None` when there is no bridge.
+    fn buses_behind(&self, bridge: DeviceId) -> Option<BusRange>;
+}
+
+impl<F: Fn(DeviceId) -> Option<BusRange>> Bridges for F {
+    fn buses_behind(&self, bridge: DeviceId) -> Option<BusRange> {
+        self(bridge)
+    }
+}
+
+fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |&value| u16::from_le_bytes(value))
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |&value| u64::from_le_bytes(value))
+}
+
+fn byte_at(bytes: &[u8], offset: usize) -> u8 {
+    bytes.get(offset).copied().unwrap_or(0)
+}
+
+impl<'t> Dmar<'t> {
+    /// Checks a table. `bytes` may be longer than it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its offset.
+    pub fn parse(bytes: &'t [u8]) -> Result<Self, DmarError> {
+        let header = bytes.first_chunk::<{ layout::HEADER_BYTES }>();
+        let header = header.ok_or(DmarError::Truncated { offset: 0, needs: layout::HEADER_BYTES })?;
+        let found = *header.first_chunk().unwrap_or(&[0; 4]);
+        if found != layout::SIGNATURE {
+            return Err(DmarError::BadSignature { found });
+        }
+        let length = header.get(layout::LENGTH..).and_then(|rest| rest.first_chunk());
+        let length = length.map_or(0, |&length| u32::from_le_bytes(length) as usize);
+        if length < layout::HEADER_BYTES {
+            return Err(DmarError::BadLength { offset: 0, length });
+        }
+        let bytes = bytes.get(..length).ok_or(DmarError::Truncated { offset: 0, needs: length })?;
+        let sum = bytes.iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte));
+        if sum != 0 {
+            return Err(DmarError::BadChecksum { sum });
+        }
+        let dmar = Self { bytes };
+        dmar.check()?;
+        Ok(dmar)
+    }
+
+    /// Bits of physical address that DMA can reach.
+    #[must_use]
+    pub fn host_address_bits(&self) -> u8 {
+        byte_at(self.bytes, layout::HOST_ADDRESS_WIDTH).saturating_add(1)
+    }
+
+    /// Whether the platform says that it can remap interrupts.
+    #[must_use]
+    pub fn interrupt_remapping(&self) -> bool {
+        byte_at(self.bytes, layout::FLAGS) & layout::FLAG_INTERRUPT_REMAPPING != 0
+    }
+
+    /// All units, in the table's order.
+    pub fn units(&self) -> impl Iterator<Item = Drhd<'t>> + use<'t> {
+        self.structures().filter_map(|structure| Drhd::new(structure.bytes))
+    }
+
+    /// All reserved memory regions, in the table's order.
+    pub fn reserved_regions(&self) -> impl Iterator<Item = Rmrr<'t>> + use<'t> {
+        self.structures().filter_map(|structure| Rmrr::new(structure.bytes))
+    }
+
+    /// The unit that a device is behind: one that names it, else the segment's include-all unit.
+    pub fn unit_of(&self, device: DeviceId, bridges: &impl Bridges) -> Option<Drhd<'t>> {
+        let same_segment = |unit: &Drhd<'t>| unit.segment == device.segment;
+        self.units()
+            .filter(same_segment)
+            .find(|unit| unit.names(device, bridges))
+            .or_else(|| self.units().filter(same_segment).find(Drhd::includes_all))
+    }
+
+    fn structures(&self) -> Structures<'t> {
+        let rest = self.bytes.get(layout::HEADER_BYTES..).unwrap_or_default();
+        Structures { rest, offset: layout::HEADER_BYTES, header: layout::STRUCTURE_HEADER_BYTES }
+    }
+
+    fn check(&self) -> Result<(), DmarError> {
+        let mut structures = self.structures();
+        while let Some(structure) = structures.advance()? {
+            check_structure(structure)?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes with their offset in the table.
+#[derive(Clone, Copy)]
+struct Piece<'t> {
+    bytes: &'t [u8],
+    offset: usize,
+}
+
+/// Pieces that follow each other, each with its own length in its header.
+struct Structures<'t> {
+    rest: &'t [u8],
+    offset: usize,
+    /// Bytes of a header: 4 (type and length of 16 bits) for structures, 6 (8 bits) for scopes.
+    header: usize,
+}
+
+impl<'t> Structures<'t> {
+    fn scopes(piece: Piece<'t>, after: usize) -> Self {
+        let rest = piece.bytes.get(after..).unwrap_or_default();
+        Self { rest, offset: piece.offset.saturating_add(after), header: layout::SCOPE_BYTES }
+    }
+
+    fn advance(&mut self) -> Result<Option<Piece<'t>>, DmarError> {
+        let offset = self.offset;
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        if self.rest.len() < self.header {
+            return Err(DmarError::Truncated { offset, needs: self.header });
+        }
+        let is_scope = self.header == layout::SCOPE_BYTES;
+        let length = if is_scope { byte_at(self.rest, 1).into() } else { usize::from(u16_at(self.rest, 2)) };
+        if length < self.header {
+            return Err(DmarError::BadLength { offset, length });
+        }
+        let truncated = DmarError::Truncated { offset, needs: length };
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(truncated)?;
+        (self.rest, self.offset) = (rest, offset.saturating_add(length));
+        Ok(Some(Piece { bytes, offset }))
+    }
+}
+
+impl<'t> Iterator for Structures<'t> {
+    type Item = Piece<'t>;
+
+    fn next(&mut self) -> Option<Piece<'t>> {
+        // `parse` has seen that none fails.
+        self.advance().ok().flatten()
+    }
+}
+
+fn check_structure(piece: Piece<'_>) -> Result<(), DmarError> {
+    let Piece { bytes, offset } = piece;
+    let fixed = match u16_at(bytes, 0) {
+        layout::TYPE_DRHD => layout::DRHD_BYTES,
+        layout::TYPE_RMRR => layout::RMRR_BYTES,
+        _ => return Ok(()),
+    };
+    if bytes.len() < fixed {
+        return Err(DmarError::BadLength { offset, length: bytes.len() });
+    }
+    if u16_at(bytes, 0) == layout::TYPE_RMRR {
+        Rmrr::new(bytes).ok_or(DmarError::BadRegion { offset })?;
+    } else {
+        Drhd::new(bytes).ok_or(DmarError::BadRegisterBase { offset })?;
+    }
+    let mut scopes = Structures::scopes(piece, fixed);
+    while let Some(scope) = scopes.advance()? {
+        check_scope(scope)?;
+    }
+    Ok(())
+}
+
+fn check_scope(piece: Piece<'_>) -> Result<(), DmarError> {
+    let path = piece.bytes.get(layout::SCOPE_BYTES..).unwrap_or_default();
+    // At least one step, each of two bytes.
+    if path.is_empty() || path.len() % 2 != 0 {
+        return Err(DmarError::BadLength { offset: piece.offset, length: piece.bytes.len() });
+    }
+    let steps_exist = path.chunks_exact(2).all(|step| byte_at(step, 0) < 32 && byte_at(step, 1) < 8);
+    if steps_exist { Ok(()) } else { Err(DmarError::BadPath { offset: piece.offset }) }
+}
+
+impl<'t> Drhd<'t> {
+    fn new(bytes: &'t [u8]) -> Option<Self> {
+        let base = u64_at(bytes, 8);
+        let valid = u16_at(bytes, 0) == layout::TYPE_DRHD && base != 0 && base & 0xfff == 0;
+        valid.then_some(Self {
+            base: PhysAddr::new(base),
+            segment: Segment(u16_at(bytes, 6)),
+            flags: byte_at(bytes, 4),
+            scopes: bytes.get(layout::DRHD_BYTES..)?,
+        })
+    }
+
+    /// Whether the unit covers every device of its segment that no other unit names.
+    #[must_use]
+    pub const fn includes_all(&self) -> bool {
+        self.flags & layout::DRHD_INCLUDE_ALL != 0
+    }
+
+    /// The devices that the unit names.
+    pub fn scopes(&self) -> impl Iterator<Item = DeviceScope<'t>> + use<'t> {
+        scopes(self.scopes)
+    }
+
+    /// Whether the unit names the device itself, or a bridge above it.
+    pub fn names(&self, device: DeviceId, bridges: &impl Bridges) -> bool {
+        device.segment == self.segment
+            && self.scopes().any(|scope| scope.covers(self.segment, device.requester, bridges))
+    }
+
+    /// Whether the device is behind the unit as far as this unit's own entry says: it names the device,
+    /// or includes all. Another unit that names the device goes before one that includes all:
+    /// [`Dmar::unit_of`] knows.
+    pub fn covers(&self, device: DeviceId, bridges: &impl Bridges) -> bool {
+        device.segment == self.segment && (self.includes_all() || self.names(device, bridges))
+    }
+}
+
+impl<'t> Rmrr<'t> {
+    fn new(bytes: &'t [u8]) -> Option<Self> {
+        let (first, last) = (u64_at(bytes, 8), u64_at(bytes, 16));
+        let length = last.checked_sub(first)?.checked_add(1)?;
+        let range = PhysRange::new(PhysAddr::new(first), length).ok()?;
+        let valid = u16_at(bytes, 0) == layout::TYPE_RMRR && (first | length) & 0xfff == 0;
+        let (segment, scopes) = (Segment(u16_at(bytes, 6)), bytes.get(layout::RMRR_BYTES..)?);
+        valid.then_some(Self { segment, range, scopes })
+    }
+
+    /// The devices that need the region.
+    pub fn scopes(&self) -> impl Iterator<Item = DeviceScope<'t>> + use<'t> {
+        scopes(self.scopes)
+    }
+
+    /// Whether the device needs the region.
+    pub fn covers(&self, device: DeviceId, bridges: &impl Bridges) -> bool {
+        device.segment == self.segment
+            && self.scopes().any(|scope| scope.covers(self.segment, device.requester, bridges))
+    }
+}
+
+fn scopes<'t>(bytes: &'t [u8]) -> impl Iterator<Item = DeviceScope<'t>> + use<'t> {
+    Structures::scopes(Piece { bytes, offset: 0 }, 0).map(|piece| DeviceScope::new(piece.bytes))
+}
+
+impl<'t> DeviceScope<'t> {
+    fn new(bytes: &'t [u8]) -> Self {
+        let kind = match byte_at(bytes, 0) {
+            layout::SCOPE_ENDPOINT => ScopeKind::Endpoint,
+            layout::SCOPE_BRIDGE => ScopeKind::Bridge,
+            layout::SCOPE_IO_APIC => ScopeKind::IoApic,
+            layout::SCOPE_HPET => ScopeKind::Hpet,
+            layout::SCOPE_NAMESPACE => ScopeKind::Namespace,
+            other => ScopeKind::Unknown(other),
+        };
+        let path = bytes.get(layout::SCOPE_BYTES..).unwrap_or_default();
+        Self { kind, enumeration_id: byte_at(bytes, 4), start_bus: byte_at(bytes, 5), path }
+    }
+
+    /// The function at the end of the path; each step but the last goes through a bridge.
+    pub fn resolve(&self, segment: Segment, bridges: &impl Bridges) -> Option<RequesterId> {
+        let mut bus = self.start_bus;
+        let mut steps = self.path.chunks_exact(2).peekable();
+        while let Some(step) = steps.next() {
+            let requester = RequesterId::from_parts(bus, byte_at(step, 0), byte_at(step, 1))?;
+            if steps.peek().is_none() {
+                return Some(requester);
+            }
+            bus = bridges.buses_behind(DeviceId { segment, requester })?.secondary;
+        }
+        None
+    }
+
+    /// Whether the scope names a function, or a bridge above it.
+    pub fn covers(&self, segment: Segment, requester: RequesterId, bridges: &impl Bridges) -> bool {
+        let Some(end) = self.resolve(segment, bridges) else { return false };
+        if end == requester {
+            return true;
+        }
+        let buses = bridges.buses_behind(DeviceId { segment, requester: end });
+        self.kind == ScopeKind::Bridge
+            && buses.is_some_and(|buses| (buses.secondary..=buses.subordinate).contains(&requester.bus()))
+    }
+}

@@ -1,0 +1,200 @@
+//! Second-stage tables: where the DMA of one context may land (manual, sections 3.7 and 9.8).
+//!
+//! # Concurrency
+//! The unit of exclusion is a *slot*: the level-2 entry above a leaf table, or a higher entry that points
+//! to no table. An operation first marks all slots of its range busy, in ascending order, in a bit that
+//! hardware ignores; then it judges them, takes the pages it needs, and only then stores what hardware
+//! sees. So each call is all or nothing, leaves are plain stores, and a page mapped in an existing
+//! table costs one locked instruction. Calls on disjoint slots never meet; a call that meets a busy slot
+//! polls it a bounded number of times and gives up with [`Error::Busy`], nothing changed.
+//!
+//! Tables are taken on demand and go back only when the whole context is destroyed: a table that is in
+//! the tree stays there, so a walker never meets a page that was given away. A slot that has a leaf
+//! table keeps it: later mappings of 2 MiB there are made of 4 KiB entries.
+
+mod change;
+mod reservation;
+mod slots;
+
+use portcullis_hal::{
+    Access, CacheMaintenance, Iova, IovaRange, PhysAddr, TableMemory,
+    page_pool::PageRun,
+    sync::{AtomicU32, AtomicU64, Ordering},
+    table_memory::TABLE_PAGE_CELLS,
+};
+use portcullis_iommu::Error;
+
+use crate::{
+    snoop::SnoopControl,
+    spec::entries::Pte,
+    table_access::{TableAccess, need_pages},
+};
+
+/// Entries in one table.
+const ENTRIES: u64 = TABLE_PAGE_CELLS as u64;
+/// I/O virtual addresses that reach the interrupt logic and never a table (manual, section 3.14).
+const INTERRUPTS: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
+
+/// log2 of the bytes that an entry of a level covers: level 1 is a 4 KiB page.
+const fn shift(level: u8) -> u32 {
+    3 + 9 * level as u32
+}
+
+/// Where in its table the entry of a level for an address is.
+const fn index(address: u64, level: u8) -> usize {
+    (address >> shift(level) & (ENTRIES - 1)) as usize
+}
+
+/// The shape of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Format {
+    /// Levels: 3, 4 or 5.
+    pub levels: u8,
+    /// Bits of I/O virtual address that may be mapped; at most `12 + 9 * levels`.
+    pub address_bits: u8,
+    /// Highest level whose entries may be pages: 1 for 4 KiB, 2 for 2 MiB, 3 for 1 GiB.
+    pub largest_page: u8,
+    /// Bits of physical address that the platform has; at most 52.
+    pub physical_bits: u8,
+}
+
+/// The tables of one context.
+///
+/// Dropping one keeps its pages out of the pool; [`give_back`](Self::give_back) returns them.
+#[derive(Debug)]
+#[must_use = "dropping the tables keeps their pages out of the pool for good"]
+pub struct SecondStage {
+    root: PageRun,
+    root_address: u64,
+    format: Format,
+    aperture: IovaRange,
+    /// [`Pte::SNOOP`] when DMA is made coherent, else 0. Changed with all slots busy, read with one.
+    snoop: AtomicU64,
+    pages: AtomicU32,
+    page_limit: u32,
+}
+
+impl SecondStage {
+    /// Empty tables: one page, the root. `page_limit` is the most table pages that they may take, the
+    /// root included; `snoop` makes every page that is mapped cache-coherent.
+    ///
+    /// # Errors
+    /// [`Error::NeedPages`] when the pool is empty; [`Error::Unsupported`] for a format that no hardware
+    /// has.
+    pub fn new<M: TableMemory, K: CacheMaintenance>(
+        access: &TableAccess<'_, M, K>,
+        format: Format,
+        snoop: Option<SnoopControl>,
+        page_limit: Option<u32>,
+    ) -> Result<Self, Error> {
+        let aperture = check_format(format)?;
+        let root = access.pool.take(1).map_err(need_pages)?;
+        access.write_back(access.pool.cells(&root));
+        Ok(Self {
+            root_address: access.pool.address(&root).as_u64(),
+            root,
+            format,
+            aperture,
+            snoop: AtomicU64::new(snoop.map_or(0, |_| Pte::SNOOP)),
+            pages: AtomicU32::new(1),
+            page_limit: page_limit.unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Physical address of the root table.
+    #[must_use]
+    pub const fn root(&self) -> PhysAddr {
+        PhysAddr::new(self.root_address)
+    }
+
+    /// The shape of the tables.
+    #[must_use]
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether every page that is mapped is cache-coherent.
+    #[must_use]
+    pub fn is_coherent(&self) -> bool {
+        self.snoop.load(Ordering::Acquire) != 0
+    }
+
+    /// Table pages taken so far, the root included.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// All addresses that may be mapped.
+    #[must_use]
+    pub const fn aperture(&self) -> IovaRange {
+        self.aperture
+    }
+
+    /// Where `iova` leads now and with which rights. Any CPU, at any time.
+    #[must_use]
+    pub fn lookup<M: TableMemory, K: CacheMaintenance>(
+        &self,
+        access: &TableAccess<'_, M, K>,
+        iova: Iova,
+    ) -> Option<(PhysAddr, Access)> {
+        let address = iova.as_u64();
+        if address > self.aperture.last().as_u64() {
+            return None;
+        }
+        let (mut table, mut level) = (self.root_address, self.format.levels);
+        loop {
+            let entry = access.entry(table, index(address, level)).ok()?;
+            let pte = Pte(entry.load(Ordering::Acquire));
+            if !pte.is_table(level) {
+                let offset = address & ((1 << shift(level)) - 1);
+                return pte.is_present().then(|| (PhysAddr::new(pte.address() | offset), pte.access()));
+            }
+            (table, level) = (pte.address(), level.saturating_sub(1));
+        }
+    }
+
+    /// Gives all table pages back. The caller has seen the invalidation that ends hardware's use of them.
+    pub fn give_back<M: TableMemory, K: CacheMaintenance>(self, access: &TableAccess<'_, M, K>) {
+        give_back_below(access, self.root_address, self.format.levels);
+        access.pool.give_back(self.root);
+    }
+}
+
+/// Gives back the tables that the table at `table`, whose entries are of `level`, points to.
+fn give_back_below<M: TableMemory, K: CacheMaintenance>(
+    access: &TableAccess<'_, M, K>,
+    table: u64,
+    level: u8,
+) {
+    for entry in access.entries(table, 0, TABLE_PAGE_CELLS).unwrap_or_default() {
+        let pte = Pte(entry.load(Ordering::Acquire));
+        if !pte.is_table(level) {
+            continue;
+        }
+        give_back_below(access, pte.address(), level.saturating_sub(1));
+        if let Some(run) = access.pool.reclaim(PhysAddr::new(pte.address()), 1) {
+            access.pool.give_back(run);
+        }
+    }
+}
+
+/// The aperture of a format that some hardware may have.
+fn check_format(format: Format) -> Result<IovaRange, Error> {
+    let Format { levels, address_bits, largest_page, physical_bits } = format;
+    if !(3..=5).contains(&levels) {
+        return Err(Error::Unsupported { value: levels.into() });
+    }
+    if !(12..=12 + 9 * levels).contains(&address_bits) {
+        return Err(Error::Unsupported { value: address_bits.into() });
+    }
+    if !(1..=3).contains(&largest_page) {
+        return Err(Error::Unsupported { value: largest_page.into() });
+    }
+    if !(32..=52).contains(&physical_bits) {
+        return Err(Error::Unsupported { value: physical_bits.into() });
+    }
+    IovaRange::new(Iova::new(0), 1 << address_bits)
+        .map_err(|_| Error::Unsupported { value: address_bits.into() })
+}
