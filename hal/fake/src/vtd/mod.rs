@@ -1,0 +1,1 @@
+//! An Intel VT-d unit.
