@@ -12,4 +12,5 @@
 )]
 
 pub mod memory;
+pub mod phb;
 pub mod vtd;

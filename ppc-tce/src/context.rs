@@ -1,0 +1,134 @@
+//! Security contexts of this driver: one window, one tree of tables.
+
+use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, TableMemory};
+use portcullis_iommu::{Aperture, Error, PageSizes};
+
+use crate::{
+    firmware::WindowNumber,
+    generation::Generation,
+    geometry::{Geometry, WINDOW_BITS},
+    spec::tce::Tce,
+    table::{Entries, Table},
+};
+
+/// Writes to these addresses are MSIs on every bridge and are never translated.
+const MSI_32: (u64, u64) = (0xffff_0000, 0xffff_ffff);
+
+/// What a new context shall be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextSpec {
+    /// IOMMU page size, one that the bridge's generation has.
+    pub page_size: IoPageSize,
+    /// First address that can be mapped, a multiple of the page size: below 2^59 in window 0 of the PE,
+    /// from 2^59 in window 1.
+    pub window_start: Iova,
+    /// Bytes that can be mapped: a power of two, at least one page.
+    pub window_bytes: u64,
+    /// Levels of tables, 1..=5.
+    pub levels: u8,
+    /// 4 KiB table pages that the context may take in all, or `None` for as many as the pool has.
+    pub page_limit: Option<u32>,
+}
+
+impl ContextSpec {
+    /// Which window of a PE this is, and the shape of its tables. A TVE translates from the start of its
+    /// half of the address space, so tables cover what lies below `window_start`, too; missing levels
+    /// there cost nothing.
+    pub(crate) fn check(&self, generation: Generation) -> Result<(IovaRange, WindowNumber, Geometry), Error> {
+        let supported = generation.page_sizes().contains(PageSizes::from_bits_retain(self.page_size.bytes()));
+        if !supported {
+            return Err(Error::Unsupported { value: u64::from(self.page_size.shift()) });
+        }
+        let (start, bytes) = (self.window_start, self.window_bytes);
+        let outside = Error::OutsideAperture { iova: start, bytes };
+        if !bytes.is_power_of_two() {
+            return Err(Error::Unsupported { value: bytes });
+        }
+        let window = IovaRange::new(start, bytes).map_err(|_| outside)?;
+        if !window.is_aligned(self.page_size) {
+            return Err(Error::Misaligned { value: start.as_u64() | bytes });
+        }
+        let number = match (start.as_u64() >> WINDOW_BITS, window.last().as_u64() >> WINDOW_BITS) {
+            (0, 0) => WindowNumber::Zero,
+            (1, 1) => WindowNumber::One,
+            _ => return Err(outside),
+        };
+        let covered = offset_in_window(window.last()) + 1;
+        Ok((window, number, Geometry::covering(self.page_size, self.levels, covered)?))
+    }
+}
+
+/// Tables of one context.
+#[derive(Debug)]
+pub struct Context {
+    /// Never reused, never 0.
+    pub(crate) id: u64,
+    pub(crate) table: Table,
+    pub(crate) range: IovaRange,
+    pub(crate) window: WindowNumber,
+}
+
+impl Context {
+    /// What can be mapped.
+    pub(crate) fn aperture(&self) -> Aperture {
+        let page_sizes = PageSizes::from_bits_retain(self.page_size().bytes());
+        Aperture { range: self.range, page_sizes }
+    }
+
+    /// 4 KiB table pages that the context holds now.
+    #[must_use]
+    pub fn table_pages(&self) -> u32 {
+        self.table.pages()
+    }
+
+    /// Maps into the tables; what is in the way is named by its address, not by its place in the window.
+    #[inline]
+    pub(crate) fn map<M: TableMemory>(
+        &self,
+        pool: &PagePool<M>,
+        entries: Entries,
+        tce: Tce,
+    ) -> Result<(), Error> {
+        self.table.map(pool, entries, tce).map_err(|error| match error {
+            Error::AlreadyMapped { iova } => {
+                let half = self.range.start().as_u64() & !((1 << WINDOW_BITS) - 1);
+                Error::AlreadyMapped { iova: Iova::new(half | iova.as_u64()) }
+            }
+            other => other,
+        })
+    }
+
+    pub(crate) const fn page_size(&self) -> IoPageSize {
+        self.table.geometry().page_size()
+    }
+
+    /// The index of the entry for an address in the aperture.
+    #[inline]
+    pub(crate) const fn index(&self, iova: Iova) -> u64 {
+        offset_in_window(iova) >> self.page_size().shift()
+    }
+
+    /// The entries of a range that can be mapped.
+    #[inline]
+    pub(crate) fn entries(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
+        let outside = Error::OutsideAperture { iova, bytes };
+        let range = IovaRange::new(iova, bytes).map_err(|_| outside)?;
+        if !range.is_aligned(self.page_size()) {
+            return Err(Error::Misaligned { value: iova.as_u64() | bytes });
+        }
+        if !self.range.contains(range) || holds_msi(range) {
+            return Err(outside);
+        }
+        self.table.entries(self.index(iova), bytes >> self.page_size().shift())
+    }
+}
+
+#[inline]
+const fn offset_in_window(iova: Iova) -> u64 {
+    iova.as_u64() & ((1 << WINDOW_BITS) - 1)
+}
+
+#[inline]
+fn holds_msi(range: IovaRange) -> bool {
+    range.start().as_u64() <= MSI_32.1 && MSI_32.0 <= range.last().as_u64()
+}

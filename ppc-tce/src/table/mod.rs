@@ -1,0 +1,239 @@
+//! Trees of TCE tables in donated memory.
+//!
+//! Only the root exists at first; lower tables come on demand and stay until the tree is dissolved, so
+//! a table that hardware may walk is never freed under it. A missing table reads as empty entries.
+//! Nothing here allocates, and every loop is bounded by the range that the caller named.
+
+mod range;
+mod reserve;
+mod stripes;
+
+use portcullis_hal::{
+    PagePool, PageRun, PoolError, TableMemory,
+    sync::{AtomicU32, AtomicU64, Ordering},
+};
+use portcullis_iommu::Error;
+
+use crate::{firmware::TableRoot, geometry::Geometry, spec::tce::Tce};
+pub use range::Entries;
+use reserve::Reserve;
+use stripes::Stripes;
+
+/// One tree of tables. All methods want the pool that [`new`](Self::new) got.
+///
+/// Entries are either exchanged one at a time by callers who settle among themselves who owns an
+/// entry, or mapped and unmapped in ranges, which exclude each other where they touch; do not mix both
+/// on the same entries at the same time.
+#[derive(Debug)]
+pub struct Table {
+    geometry: Geometry,
+    root: PageRun,
+    /// 4 KiB pages taken, the root's included.
+    pages: AtomicU32,
+    page_limit: u32,
+    stripes: Stripes,
+}
+
+impl Table {
+    /// An empty tree, which may take `page_limit` pages of 4 KiB in all.
+    ///
+    /// # Errors
+    /// [`Error::NeedPages`] when pool or limit have no room for the root; [`Error::Misaligned`] with the
+    /// base of the donated memory when hardware could not address tables of this size there (their
+    /// position is or-ed with the index, so they must be aligned to their size).
+    pub fn new<M: TableMemory>(
+        pool: &PagePool<M>,
+        geometry: Geometry,
+        page_limit: u32,
+    ) -> Result<Self, Error> {
+        let base = pool.memory().base().as_u64();
+        if base & (geometry.level_bytes() - 1) != 0 {
+            return Err(Error::Misaligned { value: base });
+        }
+        let count = geometry.level_pages();
+        if count as u64 > u64::from(page_limit) {
+            return Err(Error::NeedPages { count });
+        }
+        let root = take(pool, geometry)?;
+        let pages = AtomicU32::new(count as u32);
+        Ok(Self { geometry, root, pages, page_limit, stripes: Stripes::new() })
+    }
+
+    /// Shape of the tree.
+    #[inline]
+    #[must_use]
+    pub const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Pages of 4 KiB that the tree holds now.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// What a TVE must know of the tree.
+    #[must_use]
+    pub fn root<M: TableMemory>(&self, pool: &PagePool<M>) -> TableRoot {
+        TableRoot {
+            address: pool.address(&self.root),
+            levels: self.geometry.levels(),
+            level_bytes: self.geometry.level_bytes(),
+            page_size: self.geometry.page_size(),
+        }
+    }
+
+    /// The entry at `index`; empty where a table is missing or beyond the tree.
+    #[inline]
+    #[must_use]
+    pub fn lookup<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Tce {
+        self.entry(pool, index).map_or(Tce::EMPTY, |cell| Tce::from_memory(cell.load(Ordering::Relaxed)))
+    }
+
+    /// Puts `new` at `index` in one atomic step and returns what was there. An entry that leads nowhere
+    /// needs no table: where one is missing, nothing changes.
+    ///
+    /// Visible to hardware after the caller's store barrier. A valid old entry, and every new one in a
+    /// window that is in use, owes a kill.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an index beyond the tree; [`Error::NeedPages`] when a table is missing
+    /// and cannot be had. Nothing changed.
+    #[inline]
+    pub fn exchange<M: TableMemory>(&self, pool: &PagePool<M>, index: u64, new: Tce) -> Result<Tce, Error> {
+        if let Some(cell) = self.entry(pool, index) {
+            return Ok(Tce::from_memory(cell.swap(new.to_memory(), Ordering::AcqRel)));
+        }
+        if index >= self.geometry.entries() {
+            return Err(Error::Unsupported { value: index });
+        }
+        if !new.is_valid() {
+            return Ok(Tce::EMPTY);
+        }
+        let mut reserve = Reserve::fill(self, pool, self.missing_below(pool, index, index))?;
+        let leaf = self.leaf_or_link(pool, index, &mut reserve)?;
+        let cell = leaf.get(self.geometry.slot(index, 0)).ok_or(Error::Unsupported { value: index })?;
+        Ok(Tce::from_memory(cell.swap(new.to_memory(), Ordering::AcqRel)))
+    }
+
+    /// Gives all pages back. No TVE points here any more and the kill of every PE that used the tree was
+    /// seen finished: the caller vouches for it.
+    pub fn dissolve<M: TableMemory>(self, pool: &PagePool<M>) {
+        let above = u32::from(self.geometry.levels()) - 1;
+        give_back(pool, self.geometry, self.root, above);
+    }
+
+    #[inline]
+    fn entry<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, index: u64) -> Option<&'p AtomicU64> {
+        self.leaf(pool, index)?.get(self.geometry.slot(index, 0))
+    }
+
+    /// The last-level table that holds `index`, if it exists.
+    #[inline]
+    fn leaf<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, index: u64) -> Option<&'p [AtomicU64]> {
+        if index >= self.geometry.entries() {
+            return None;
+        }
+        let mut cells = pool.memory().pages(self.root.first(), self.root.pages())?;
+        let mut above = u32::from(self.geometry.levels()) - 1;
+        while above > 0 {
+            let entry = cells.get(self.geometry.slot(index, above))?.load(Ordering::Acquire);
+            cells = self.child(pool, Tce::from_memory(entry))?;
+            above -= 1;
+        }
+        Some(cells)
+    }
+
+    /// The table that an indirect entry leads to.
+    #[inline]
+    fn child<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, entry: Tce) -> Option<&'p [AtomicU64]> {
+        if !entry.is_valid() {
+            return None;
+        }
+        let page = pool.memory().page_at(entry.address())?;
+        pool.memory().pages(page, self.geometry.level_pages())
+    }
+
+    /// The last-level table that holds `index`; missing tables are linked from `reserve`.
+    fn leaf_or_link<'p, M: TableMemory>(
+        &self,
+        pool: &'p PagePool<M>,
+        index: u64,
+        reserve: &mut Reserve<'_, M>,
+    ) -> Result<&'p [AtomicU64], Error> {
+        let broken = Error::Unsupported { value: index };
+        let mut cells = pool.memory().pages(self.root.first(), self.root.pages()).ok_or(broken)?;
+        for above in (1..u32::from(self.geometry.levels())).rev() {
+            let cell = cells.get(self.geometry.slot(index, above)).ok_or(broken)?;
+            let entry = match Tce::from_memory(cell.load(Ordering::Acquire)) {
+                entry if entry.is_valid() => entry,
+                _ => link(pool, cell, reserve)?,
+            };
+            cells = self.child(pool, entry).ok_or(broken)?;
+        }
+        Ok(cells)
+    }
+
+    /// Tables that are missing for `first..=last`, all of which lies below one missing entry or exists.
+    fn missing_below<M: TableMemory>(&self, pool: &PagePool<M>, first: u64, last: u64) -> u64 {
+        let above = self.missing_at(pool, first).unwrap_or(0);
+        let bits = self.geometry.level_bits();
+        (1..=above).map(|level| (last >> (bits * level)) - (first >> (bits * level)) + 1).sum()
+    }
+
+    /// How many levels over the last one the entry stands at which the walk to `index` ends early.
+    fn missing_at<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<u32> {
+        let mut cells = pool.memory().pages(self.root.first(), self.root.pages())?;
+        for above in (1..u32::from(self.geometry.levels())).rev() {
+            let entry = cells.get(self.geometry.slot(index, above))?.load(Ordering::Acquire);
+            match self.child(pool, Tce::from_memory(entry)) {
+                Some(child) => cells = child,
+                None => return Some(above),
+            }
+        }
+        None
+    }
+}
+
+/// Takes one zeroed table.
+fn take<M: TableMemory>(pool: &PagePool<M>, geometry: Geometry) -> Result<PageRun, Error> {
+    let count = geometry.level_pages();
+    pool.take(count).map_err(|error| match error {
+        PoolError::NeedPages { count } | PoolError::BadCount { count } => Error::NeedPages { count },
+        _ => Error::NeedPages { count },
+    })
+}
+
+/// Installs a reserved table at `cell`. When another CPU was faster, its table is used and ours goes back.
+fn link<M: TableMemory>(
+    pool: &PagePool<M>,
+    cell: &AtomicU64,
+    reserve: &mut Reserve<'_, M>,
+) -> Result<Tce, Error> {
+    let table = reserve.pop()?;
+    let entry = Tce::indirect(pool.address(&table));
+    let linked = cell.compare_exchange(0, entry.to_memory(), Ordering::AcqRel, Ordering::Acquire);
+    match linked {
+        Ok(_) => Ok(entry),
+        Err(faster) => {
+            reserve.push(table);
+            Ok(Tce::from_memory(faster))
+        }
+    }
+}
+
+/// Gives back a table `above` levels over the last one, and all below it.
+fn give_back<M: TableMemory>(pool: &PagePool<M>, geometry: Geometry, table: PageRun, above: u32) {
+    if above > 0 {
+        for cell in pool.cells(&table) {
+            let entry = Tce::from_memory(cell.load(Ordering::Acquire));
+            if !entry.is_valid() {
+                continue;
+            }
+            if let Some(child) = pool.reclaim(entry.address(), geometry.level_pages()) {
+                give_back(pool, geometry, child, above - 1);
+            }
+        }
+    }
+    pool.give_back(table);
+}

@@ -1,0 +1,179 @@
+//! Ranges of entries: each last-level table is walked to once.
+
+use portcullis_hal::{
+    Iova, PagePool, TableMemory,
+    sync::{AtomicU64, Ordering},
+};
+use portcullis_iommu::Error;
+
+use super::{Table, reserve::Reserve};
+use crate::spec::tce::Tce;
+
+/// Entries `first..=last` of a tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Entries {
+    first: u64,
+    last: u64,
+}
+
+impl Table {
+    /// The entries of `count` pages from index `first`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when they are none, or reach beyond the tree.
+    #[inline]
+    pub fn entries(&self, first: u64, count: u64) -> Result<Entries, Error> {
+        let beyond = Error::Unsupported { value: first };
+        let last = count.checked_sub(1).and_then(|more| first.checked_add(more)).ok_or(beyond)?;
+        if last >= self.geometry.entries() {
+            return Err(beyond);
+        }
+        Ok(Entries { first, last })
+    }
+
+    /// Fills empty `entries` with `tce` and the pages that follow it. Visible to hardware after the
+    /// caller's store barrier.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyMapped`] with the offset in the window of the first entry in the way;
+    /// [`Error::NeedPages`]; [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
+    #[inline]
+    pub fn map<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries, tce: Tce) -> Result<(), Error> {
+        let _exclusive = self.exclusive(entries)?;
+        if let (Some(cells), true) = (self.leaf(pool, entries.first), self.in_one_table(entries)) {
+            let cells = self.part(cells, entries);
+            self.check_vacant(cells, entries.first)?;
+            self.fill(cells, tce);
+            return Ok(());
+        }
+        self.map_tables(pool, entries, tce)
+    }
+
+    fn map_tables<M: TableMemory>(
+        &self,
+        pool: &PagePool<M>,
+        entries: Entries,
+        tce: Tce,
+    ) -> Result<(), Error> {
+        let mut missing = 0;
+        self.each_span(pool, entries, |span, cells| match cells {
+            Some(cells) => self.check_vacant(cells, span.first),
+            None => {
+                missing += self.missing_below(pool, span.first, span.last);
+                Ok(())
+            }
+        })?;
+        let mut reserve = Reserve::fill(self, pool, missing)?;
+        let mut next = tce;
+        let mut first = entries.first;
+        loop {
+            let span = Entries { first, last: self.last_in_table(first).min(entries.last) };
+            let cells = self.part(self.leaf_or_link(pool, first, &mut reserve)?, span);
+            next = self.fill(cells, next);
+            if span.last == entries.last {
+                return Ok(());
+            }
+            first = span.last + 1;
+        }
+    }
+
+    /// Empties `entries` and returns how many of them were valid. Each of those owes a kill before its
+    /// page may be used for anything else.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
+    #[inline]
+    pub fn unmap<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
+        let _exclusive = self.exclusive(entries)?;
+        let mut valid = 0;
+        self.each_span(pool, entries, |_, cells| {
+            valid += clear(cells.unwrap_or_default());
+            Ok(())
+        })?;
+        Ok(valid)
+    }
+
+    /// Calls `act` for each last-level table in the range with its part of the range and its cells there,
+    /// and once, without cells, for each stretch that lies below one missing table.
+    #[inline]
+    fn each_span<'p, M: TableMemory>(
+        &self,
+        pool: &'p PagePool<M>,
+        entries: Entries,
+        mut act: impl FnMut(Entries, Option<&'p [AtomicU64]>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut first = entries.first;
+        loop {
+            let cells = self.leaf(pool, first);
+            let end =
+                if cells.is_some() { self.last_in_table(first) } else { self.last_missing(pool, first) };
+            let span = Entries { first, last: end.min(entries.last) };
+            act(span, cells.map(|cells| self.part(cells, span)))?;
+            if span.last == entries.last {
+                return Ok(());
+            }
+            first = span.last + 1;
+        }
+    }
+
+    #[inline]
+    fn exclusive(&self, entries: Entries) -> Result<super::stripes::Exclusive<'_>, Error> {
+        let bits = self.geometry.level_bits();
+        self.stripes.take(entries.first >> bits, entries.last >> bits)
+    }
+
+    #[inline]
+    fn in_one_table(&self, entries: Entries) -> bool {
+        entries.last <= self.last_in_table(entries.first)
+    }
+
+    /// The last index in the last-level table of `index`.
+    #[inline]
+    const fn last_in_table(&self, index: u64) -> u64 {
+        index | ((1 << self.geometry.level_bits()) - 1)
+    }
+
+    /// The last index below the missing table that ends the walk to `index`.
+    fn last_missing<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> u64 {
+        let above = self.missing_at(pool, index).unwrap_or(0);
+        index | ((1 << (self.geometry.level_bits() * above)) - 1)
+    }
+
+    /// The cells of a span that lies in the table `cells`.
+    #[inline]
+    fn part<'c>(&self, cells: &'c [AtomicU64], span: Entries) -> &'c [AtomicU64] {
+        let (first, last) = (self.geometry.slot(span.first, 0), self.geometry.slot(span.last, 0));
+        cells.get(first..=last).unwrap_or_default()
+    }
+
+    #[inline]
+    fn check_vacant(&self, cells: &[AtomicU64], first: u64) -> Result<(), Error> {
+        let taken = cells.iter().position(|cell| cell.load(Ordering::Relaxed) != 0);
+        taken.map_or(Ok(()), |position| {
+            let index = first.wrapping_add(position as u64);
+            Err(Error::AlreadyMapped { iova: Iova::new(index << self.geometry.page_size().shift()) })
+        })
+    }
+
+    /// Stores `tce` and the pages that follow it; returns the one after the last.
+    #[inline]
+    fn fill(&self, cells: &[AtomicU64], mut tce: Tce) -> Tce {
+        for cell in cells {
+            cell.store(tce.to_memory(), Ordering::Relaxed);
+            tce = tce.next(self.geometry.page_size());
+        }
+        tce
+    }
+}
+
+/// Empties the cells; returns how many were valid.
+#[inline]
+fn clear(cells: &[AtomicU64]) -> u64 {
+    let mut valid = 0;
+    for cell in cells {
+        let old = Tce::from_memory(cell.load(Ordering::Relaxed));
+        cell.store(0, Ordering::Relaxed);
+        valid += u64::from(old.is_valid());
+    }
+    valid
+}

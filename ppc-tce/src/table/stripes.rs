@@ -1,0 +1,74 @@
+//! Who may change a range of entries: plain stores are several times faster than atomic exchanges, so
+//! a range is taken once a last-level table instead of once an entry.
+
+use portcullis_hal::sync::{AtomicBool, Ordering};
+use portcullis_iommu::Error;
+
+/// Stripes of one tree; a last-level table falls into one of them.
+const STRIPES: u32 = 64;
+/// Looks at a taken stripe before giving up. Its holder waits for nothing.
+const PATIENCE: u32 = 1 << 14;
+/// 2^64 divided by the golden ratio: spreads neighbours (Knuth, TAOCP 3, 6.4).
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+#[derive(Debug)]
+pub(super) struct Stripes([AtomicBool; STRIPES as usize]);
+
+/// The stripes of one range, taken; given up on drop.
+pub(super) struct Exclusive<'s> {
+    stripes: &'s Stripes,
+    taken: u64,
+}
+
+impl Stripes {
+    pub(super) const fn new() -> Self {
+        Self([const { AtomicBool::new(false) }; STRIPES as usize])
+    }
+
+    /// Takes the last-level tables `first..=last`, always in the same order.
+    #[inline]
+    pub(super) fn take(&self, first: u64, last: u64) -> Result<Exclusive<'_>, Error> {
+        let mut exclusive = Exclusive { stripes: self, taken: 0 };
+        let mut wanted = stripes_of(first, last);
+        while wanted != 0 {
+            let stripe = wanted.trailing_zeros();
+            self.take_one(stripe)?;
+            exclusive.taken |= 1 << stripe;
+            wanted &= wanted - 1;
+        }
+        Ok(exclusive)
+    }
+
+    #[inline]
+    fn take_one(&self, stripe: u32) -> Result<(), Error> {
+        let flag = self.0.get(stripe as usize).ok_or(Error::Busy)?;
+        for _ in 0..PATIENCE {
+            if !flag.load(Ordering::Relaxed) && !flag.swap(true, Ordering::Acquire) {
+                return Ok(());
+            }
+            core::hint::spin_loop();
+        }
+        Err(Error::Busy)
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        while self.taken != 0 {
+            let stripe = self.taken.trailing_zeros();
+            if let Some(flag) = self.stripes.0.get(stripe as usize) {
+                flag.store(false, Ordering::Release);
+            }
+            self.taken &= self.taken - 1;
+        }
+    }
+}
+
+#[inline]
+fn stripes_of(first: u64, last: u64) -> u64 {
+    if last - first >= u64::from(STRIPES) {
+        return u64::MAX;
+    }
+    (first..=last).fold(0, |set, table| set | 1 << (table.wrapping_mul(SPREAD) >> (u64::BITS - 6)))
+}
