@@ -13,6 +13,7 @@ pub mod arch;
 pub mod cache;
 pub mod clock;
 pub mod dma;
+pub mod gate;
 pub mod page_pool;
 pub mod register_io;
 pub mod sync;

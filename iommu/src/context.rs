@@ -1,6 +1,9 @@
 //! Security contexts: the tables of one owner, in numbered slots.
 
-use portcullis_hal::sync::{AtomicU32, RwLock};
+use portcullis_hal::{
+    gate::Gate,
+    sync::{AtomicBool, AtomicU32},
+};
 
 use crate::group::VmId;
 
@@ -25,21 +28,26 @@ impl ContextHandle {
 pub(crate) struct Context<C> {
     pub(crate) owner: VmId,
     pub(crate) tables: C,
-    /// Groups attached.
-    pub(crate) users: AtomicU32,
-    /// An invalidation was never confirmed: the tables must not be given back.
-    pub(crate) poisoned: portcullis_hal::sync::AtomicBool,
 }
 
-/// A slot. The lock is the context's gate: mapping calls enter as readers, destroying it as writer.
+/// A slot. Mapping calls enter its gate; making and destroying a context closes it.
 #[derive(Debug)]
 pub(crate) struct Slot<C> {
     pub(crate) generation: AtomicU32,
-    pub(crate) gate: RwLock<Option<Context<C>>>,
+    /// Groups attached to the context.
+    pub(crate) users: AtomicU32,
+    /// An invalidation was never confirmed: the tables must not be given back.
+    pub(crate) poisoned: AtomicBool,
+    pub(crate) gate: Gate<Option<Context<C>>>,
 }
 
 impl<C> Slot<C> {
     pub(crate) const fn new() -> Self {
-        Self { generation: AtomicU32::new(0), gate: RwLock::new(None) }
+        Self {
+            generation: AtomicU32::new(0),
+            users: AtomicU32::new(0),
+            poisoned: AtomicBool::new(false),
+            gate: Gate::new(None),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use portcullis_hal::{
     Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr,
-    sync::{AtomicBool, AtomicU32, Mutex, Ordering, RwLockReadGuard},
+    sync::{Mutex, Ordering},
 };
 
 use crate::{
@@ -109,17 +109,14 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// [`Error::Full`], or what the driver says of the spec.
     pub fn create_context(&self, vm: VmId, spec: &D::Spec) -> Result<ContextHandle, Error> {
         for (index, slot) in self.contexts.iter().enumerate() {
-            let Some(mut gate) = slot.gate.try_write() else { continue };
+            let Some(mut gate) = slot.gate.close() else { continue };
             if gate.is_some() {
                 continue;
             }
             let tables = self.driver.create(&Permit::new(), spec)?;
-            let (users, poisoned) = (AtomicU32::new(0), AtomicBool::new(false));
-            *gate = Some(Context { owner: vm, tables, users, poisoned });
-            return Ok(ContextHandle {
-                slot: index as u32,
-                generation: slot.generation.load(Ordering::Relaxed),
-            });
+            *gate = Some(Context { owner: vm, tables });
+            let generation = slot.generation.load(Ordering::Relaxed);
+            return Ok(ContextHandle { slot: index as u32, generation });
         }
         Err(Error::Full { capacity: CONTEXTS })
     }
@@ -132,16 +129,15 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     pub fn destroy_context(&self, handle: ContextHandle) -> Result<(), Error> {
         let stale = Error::Stale { slot: handle.slot };
         let slot = self.contexts.get(handle.slot as usize).ok_or(stale)?;
-        let mut gate = slot.gate.try_write().ok_or(Error::Busy)?;
-        let context = gate.as_ref().ok_or(stale)?;
-        if slot.generation.load(Ordering::Relaxed) != handle.generation {
+        let mut gate = slot.gate.close().ok_or(Error::Busy)?;
+        if slot.generation.load(Ordering::Relaxed) != handle.generation || gate.is_none() {
             return Err(stale);
         }
-        match context.users.load(Ordering::Acquire) {
+        match slot.users.load(Ordering::Acquire) {
             0 => {}
             users => return Err(Error::InUse { users }),
         }
-        if context.poisoned.load(Ordering::Acquire) {
+        if slot.poisoned.load(Ordering::Acquire) {
             return Err(Error::Quarantined);
         }
         slot.generation.fetch_add(1, Ordering::Relaxed);
@@ -157,7 +153,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// [`Error::Stale`], [`Error::Busy`].
     pub fn aperture(&self, context: ContextHandle) -> Result<Aperture, Error> {
-        self.with_context(context, |context| Ok(self.driver.aperture(&context.tables)))
+        self.with_context(context, |context, _| Ok(self.driver.aperture(&context.tables)))
     }
 
     /// Lets devices in the context reach `extent` at `iova`; visible to hardware when it returns.
@@ -171,7 +167,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         extent: DmaExtent,
         access: Access,
     ) -> Result<(), Error> {
-        self.with_context(context, |context| {
+        self.with_context(context, |context, _| {
             self.driver.map(&Permit::new(), &context.tables, iova, extent, access)
         })
     }
@@ -184,13 +180,13 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// [`Error::Timeout`] when hardware did not confirm: the memory must not be reused.
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let mut debts = Debts::new();
-        self.with_context(context, |context| {
+        self.with_context(context, |context, slot| {
             let permit = Permit::new();
             let bytes = self.driver.unmap(&permit, &context.tables, range, &mut debts)?;
             match self.driver.flush(&permit, &context.tables, &mut debts) {
                 Outcome::Done => Ok(bytes),
                 Outcome::Quarantined { error } => {
-                    context.poisoned.store(true, Ordering::Release);
+                    slot.poisoned.store(true, Ordering::Release);
                     Err(error)
                 }
             }
@@ -206,7 +202,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         context: ContextHandle,
         iova: Iova,
     ) -> Result<Option<(PhysAddr, Access)>, Error> {
-        self.with_context(context, |context| Ok(self.driver.iova_to_phys(&context.tables, iova)))
+        self.with_context(context, |context, _| Ok(self.driver.iova_to_phys(&context.tables, iova)))
     }
 
     /// Makes every DMA through the context cache-coherent.
@@ -214,7 +210,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// [`Error::NoSnoopControl`], [`Error::HasMappings`], [`Error::Stale`], [`Error::Busy`].
     pub fn enforce_cache_coherency(&self, context: ContextHandle) -> Result<(), Error> {
-        self.with_context(context, |context| {
+        self.with_context(context, |context, _| {
             self.driver.enforce_cache_coherency(&Permit::new(), &context.tables)
         })
     }
@@ -233,25 +229,19 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         act(groups.get_mut(id.0 as usize).ok_or(Error::UnknownGroup { group: id })?)
     }
 
-    fn enter(
-        &self,
-        handle: ContextHandle,
-    ) -> Result<RwLockReadGuard<'_, Option<Context<D::Context>>>, Error> {
-        let slot = self.contexts.get(handle.slot as usize).ok_or(Error::Stale { slot: handle.slot })?;
-        let gate = slot.gate.try_read().ok_or(Error::Busy)?;
-        if slot.generation.load(Ordering::Relaxed) != handle.generation {
-            return Err(Error::Stale { slot: handle.slot });
-        }
-        Ok(gate)
-    }
-
+    /// Enters the gate of a context; it cannot end as long as `act` runs.
     fn with_context<T>(
         &self,
         handle: ContextHandle,
-        act: impl FnOnce(&Context<D::Context>) -> Result<T, Error>,
+        act: impl FnOnce(&Context<D::Context>, &Slot<D::Context>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let gate = self.enter(handle)?;
-        act(gate.as_ref().ok_or(Error::Stale { slot: handle.slot })?)
+        let stale = Error::Stale { slot: handle.slot };
+        let slot = self.contexts.get(handle.slot as usize).ok_or(stale)?;
+        let gate = slot.gate.enter().ok_or(Error::Busy)?;
+        if slot.generation.load(Ordering::Relaxed) != handle.generation {
+            return Err(stale);
+        }
+        act(gate.as_ref().ok_or(stale)?, slot)
     }
 
     /// Lets hardware act on all members; on no answer the group is quarantined.
@@ -271,15 +261,11 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
 
     /// Counts a group out of the context that it left; on bad hardware the context stays as it is.
     fn leave(&self, handle: ContextHandle, left: &Result<(), Error>) {
-        // The user count keeps the context from being destroyed, so the gate can only be briefly busy
-        // with another CPU's vain attempt.
         let Some(slot) = self.contexts.get(handle.slot as usize) else { return };
-        if let Some(context) = slot.gate.read().as_ref() {
-            if left.is_err() {
-                context.poisoned.store(true, Ordering::Release);
-            }
-            context.users.fetch_sub(1, Ordering::AcqRel);
+        if left.is_err() {
+            slot.poisoned.store(true, Ordering::Release);
         }
+        slot.users.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn attach(&self, id: GroupId, owner: VmId, handle: ContextHandle) -> Result<(), Error> {
@@ -287,14 +273,14 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             if group.health == Health::Quarantined {
                 return Err(Error::Quarantined);
             }
-            self.with_context(handle, |context| {
+            self.with_context(handle, |context, slot| {
                 if context.owner != owner {
                     return Err(Error::OwnedBy { owner: context.owner });
                 }
                 let permit = Permit::new();
                 let prepared =
                     self.driver.prepare(&permit, &group.members, Target::Context(&context.tables))?;
-                context.users.fetch_add(1, Ordering::AcqRel);
+                slot.users.fetch_add(1, Ordering::AcqRel);
                 let switched = self.settle(group, |driver, permit, _| driver.commit(permit, prepared));
                 if let Some(old) = group.context.replace(handle) {
                     self.leave(old, &switched);

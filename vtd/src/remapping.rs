@@ -347,10 +347,10 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         Ok(prepared)
     }
 
-    fn commit(&self, _: &Permit, prepared: VtdPrepared) -> Outcome {
+    fn commit(&self, _: &Permit, mut prepared: VtdPrepared) -> Outcome {
         let _one_at_a_time = self.switching.lock();
         let tables = self.tables();
-        for (bus, page) in prepared.context_tables {
+        while let Some((bus, page)) = prepared.context_tables.pop() {
             if let Some(unused) = self.devices.add_bus(&tables, bus, page) {
                 self.pool.give_back(unused);
             }
@@ -362,8 +362,8 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         }))
     }
 
-    fn abandon(&self, _: &Permit, prepared: VtdPrepared) {
-        for (_, page) in prepared.context_tables {
+    fn abandon(&self, _: &Permit, mut prepared: VtdPrepared) {
+        while let Some((_, page)) = prepared.context_tables.pop() {
             self.pool.give_back(page);
         }
     }
