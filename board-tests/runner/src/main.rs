@@ -1,2 +1,5 @@
-//! x
+//! `cargo boards`: builds the test images, boots them, judges what they did, and reports.
+
+mod board;
+
 fn main() {}
