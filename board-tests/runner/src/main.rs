@@ -1,5 +1,7 @@
 //! `cargo boards`: builds the test images, boots them, judges what they did, and reports.
 
 mod board;
+mod child;
+mod interrupt;
 
 fn main() {}
