@@ -2,6 +2,7 @@
 
 mod board;
 mod child;
+mod console;
 mod interrupt;
 
 fn main() {}
