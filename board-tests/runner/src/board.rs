@@ -277,7 +277,9 @@ mod tests {
     fn mistakes_are_named() {
         let path = Path::new("b.toml");
         let unknown_flag = TEXT.replace("\"TCE\"", "\"TEC\"");
-        assert!(matches!(parse(path, &unknown_flag), Err(BoardError::UnknownFlag { flag, .. }) if flag == "TEC"));
+        assert!(
+            matches!(parse(path, &unknown_flag), Err(BoardError::UnknownFlag { flag, .. }) if flag == "TEC")
+        );
         let no_trace = TEXT.replace("{trace}", "x");
         let error = parse(path, &no_trace).unwrap_err();
         assert!(matches!(error, BoardError::MissingPlaceholder { placeholder: "{trace}", .. }));

@@ -196,7 +196,8 @@ mod tests {
         let grandchild: i32 = String::from_utf8(bytes).unwrap().trim().parse().unwrap();
         drop(child);
         let gone = || {
-            std::fs::read_to_string(format!("/proc/{grandchild}/stat")).map_or(true, |stat| stat.contains(" Z "))
+            std::fs::read_to_string(format!("/proc/{grandchild}/stat"))
+                .map_or(true, |stat| stat.contains(" Z "))
         };
         let until = Instant::now() + Duration::from_secs(5);
         while !gone() {

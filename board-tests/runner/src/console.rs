@@ -234,9 +234,6 @@ mod tests {
     #[test]
     fn text_in_front_of_a_frame_does_not_hide_it() {
         let said = heard(&[b"--- defmt ---\n\0", b"[ 1.5] PHB#0: error\n\x01still here\0", b"\x02\x80\0"]);
-        assert_eq!(
-            said,
-            [text("[ 1.5] PHB#0: error"), Said::Log("still here".to_owned()), Said::Garbled(2)]
-        );
+        assert_eq!(said, [text("[ 1.5] PHB#0: error"), Said::Log("still here".to_owned()), Said::Garbled(2)]);
     }
 }

@@ -4,5 +4,8 @@ mod board;
 mod child;
 mod console;
 mod interrupt;
+mod qemu;
+mod record;
+mod verdict;
 
 fn main() {}
