@@ -7,5 +7,7 @@ mod interrupt;
 mod qemu;
 mod record;
 mod verdict;
+mod witness;
+mod words;
 
 fn main() {}
