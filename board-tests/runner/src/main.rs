@@ -3,7 +3,11 @@
 mod board;
 mod child;
 mod console;
+mod error;
+mod image;
 mod interrupt;
+mod progress;
+mod project;
 mod qemu;
 mod record;
 mod verdict;
