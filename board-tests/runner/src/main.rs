@@ -3,6 +3,7 @@
 mod board;
 mod case;
 mod child;
+mod cli;
 mod console;
 mod error;
 mod image;
@@ -16,4 +17,39 @@ mod verdict;
 mod witness;
 mod words;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command},
+    error::Error,
+    project::Project,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = interrupt::install() {
+        eprintln!("error: Ctrl-C cannot be caught: {error}");
+        return ExitCode::FAILURE;
+    }
+    match run(&cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(advice) = error.advice() {
+                eprintln!("  {advice}");
+            }
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+/// Whether all was as expected.
+fn run(command: &Command) -> Result<bool, Error> {
+    let project = Project::find()?;
+    match command {
+        Command::Test(options) => test::run(&project, options),
+    }
+}
