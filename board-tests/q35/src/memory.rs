@@ -77,10 +77,13 @@ impl Buffers {
         let memory = MEMORY.0.get();
         // SAFETY: `memory` points to a live static; no reference is made.
         let (large, small) = unsafe { (&raw mut (*memory).large, &raw mut (*memory).buffers) };
-        let buffer = |start: *mut u8, len| Bytes { start: NonNull::new(start).unwrap_or(NonNull::dangling()), len };
+        let buffer =
+            |start: *mut u8, len| Bytes { start: NonNull::new(start).unwrap_or(NonNull::dangling()), len };
         let first: *mut u8 = small.cast();
         Self {
-            small: core::array::from_fn(|index| buffer(first.wrapping_add(index * BUFFER_BYTES), BUFFER_BYTES)),
+            small: core::array::from_fn(|index| {
+                buffer(first.wrapping_add(index * BUFFER_BYTES), BUFFER_BYTES)
+            }),
             large: buffer(large.cast(), LARGE_BYTES),
         }
     }
