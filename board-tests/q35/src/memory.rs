@@ -6,7 +6,7 @@ use core::{
 };
 
 use portcullis_hal::{DmaExtent, DonatedPages, PagePool, PhysAddr, PhysRange};
-use portcullis_suite::{Buffer, board::SharedBytes};
+use portcullis_suite::{Buffer, board::SharedBytes, nvme::QUEUE_BYTES};
 
 /// Bytes in a buffer.
 pub(crate) const BUFFER_BYTES: usize = 4096;
@@ -20,6 +20,7 @@ const SPARE_PAGES: usize = 16;
 struct Memory {
     large: [u8; LARGE_BYTES],
     buffers: [[u8; BUFFER_BYTES]; BUFFERS],
+    queues: [u8; QUEUE_BYTES as usize],
     pool: [[u64; 512]; POOL_PAGES],
     spare: [[u64; 512]; SPARE_PAGES],
 }
@@ -32,6 +33,7 @@ unsafe impl Sync for Static {}
 static MEMORY: Static = Static(UnsafeCell::new(Memory {
     large: [0; LARGE_BYTES],
     buffers: [[0; BUFFER_BYTES]; BUFFERS],
+    queues: [0; QUEUE_BYTES as usize],
     pool: [[0; 512]; POOL_PAGES],
     spare: [[0; 512]; SPARE_PAGES],
 }));
@@ -70,13 +72,15 @@ impl SharedBytes for Bytes {
 pub(crate) struct Buffers {
     small: [Bytes; BUFFERS],
     large: Bytes,
+    queues: Bytes,
 }
 
 impl Buffers {
     pub(crate) fn new() -> Self {
         let memory = MEMORY.0.get();
         // SAFETY: `memory` points to a live static; no reference is made.
-        let (large, small) = unsafe { (&raw mut (*memory).large, &raw mut (*memory).buffers) };
+        let (large, small, queues) =
+            unsafe { (&raw mut (*memory).large, &raw mut (*memory).buffers, &raw mut (*memory).queues) };
         let buffer =
             |start: *mut u8, len| Bytes { start: NonNull::new(start).unwrap_or(NonNull::dangling()), len };
         let first: *mut u8 = small.cast();
@@ -85,6 +89,7 @@ impl Buffers {
                 buffer(first.wrapping_add(index * BUFFER_BYTES), BUFFER_BYTES)
             }),
             large: buffer(large.cast(), LARGE_BYTES),
+            queues: buffer(queues.cast(), QUEUE_BYTES as usize),
         }
     }
 
@@ -94,6 +99,11 @@ impl Buffers {
 
     pub(crate) fn large(&self) -> Option<Buffer<'_>> {
         lend(&self.large)
+    }
+
+    /// Memory for the queues of an NVMe controller.
+    pub(crate) fn queues(&self) -> Option<Buffer<'_>> {
+        lend(&self.queues)
     }
 }
 
