@@ -84,14 +84,27 @@ impl<R: RegisterIo> KillRegister<R> {
         let held = TimedOut { register: TCE_KILL as u32, bits: 0 };
         let _owner = wait_until(clock, self.limit, held, || self.owner.try_lock())?;
         for command in commands {
-            if self.generation.kill_completion() == KillCompletion::Status {
-                self.wait(clock, TCE_KILL, TCE_KILL_SCOPE, 0)?;
-            }
-            self.registers.write64(TCE_KILL, command);
+            self.send(command, clock)?;
         }
         match self.generation.kill_completion() {
-            KillCompletion::ReadBack => self.read(TCE_KILL).map(|_| ()),
+            KillCompletion::ReadBack => Ok(()),
             KillCompletion::Status => self.finish(clock),
+        }
+    }
+
+    /// Writes one kill when the bridge can take it. Reading each back keeps PHB3, which has no status, from
+    /// being sent a second one before the first has arrived.
+    fn send(&self, command: u64, clock: &impl Clock) -> Result<(), Error> {
+        match self.generation.kill_completion() {
+            KillCompletion::ReadBack => {
+                self.registers.write64(TCE_KILL, command);
+                self.read(TCE_KILL).map(|_| ())
+            }
+            KillCompletion::Status => {
+                self.wait(clock, TCE_KILL, TCE_KILL_SCOPE, 0)?;
+                self.registers.write64(TCE_KILL, command);
+                Ok(())
+            }
         }
     }
 
