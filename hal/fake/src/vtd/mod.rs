@@ -12,7 +12,7 @@ mod registers;
 mod state;
 mod walk;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use portcullis_hal::RegisterIo;
 
@@ -35,8 +35,9 @@ impl FakeVtd {
         Self { state: Arc::new(Mutex::new(State::new(memory, config))) }
     }
 
+    /// Goes on after a test that died inside: what it drops on the way out still needs the model.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test thread died inside the model")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The unit's registers.
