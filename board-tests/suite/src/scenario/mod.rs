@@ -34,6 +34,8 @@ bitflags! {
         const WIDTH_39 = 1 << 6;
         /// An NVMe controller.
         const NVME = 1 << 7;
+        /// The IOMMU confirms invalidations, so that a lost one is noticed; PHB3 does not.
+        const CONFIRMATION = 1 << 8;
     }
 }
 
@@ -112,8 +114,8 @@ catalogue! {
     coherency::snoop_on_every_leaf shows ["S15"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_after_mappings shows ["S16"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_without_control shows ["S17"] needs Requires::NO_SNOOP_CONTROL;
-    hardware::dead_unit_times_out shows ["S18"] needs ANY;
-    hardware::lost_invalidation_quarantines shows ["S19"] needs ANY;
+    hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
+    hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
 }
 
 /// Runs the scenario with this name and emits how it went; `None` when there is none, or when the board
