@@ -22,6 +22,8 @@ const TABLES: usize = 64;
 const TABLE_PAGES: usize = 128;
 const SPARE_TABLES: usize = 256;
 const SPARE_TABLE_PAGES: usize = 16;
+/// A table that some earlier system left behind.
+const LEFTOVER: usize = 320;
 const LARGE: usize = 512;
 const LARGE_PAGES: usize = 512;
 /// Beyond all of the above; nobody is ever given it.
@@ -67,6 +69,11 @@ impl Machine {
     /// A few pages for a second driver beside the first.
     pub fn spare_pool(&self) -> PagePool<FakeMemory> {
         PagePool::new(self.memory.part(SPARE_TABLES, SPARE_TABLE_PAGES)).expect("a region with pages")
+    }
+
+    /// A page for a table that some earlier system left behind.
+    pub fn leftover_table(&self) -> PhysAddr {
+        address(LEFTOVER)
     }
 
     pub fn buffer(&self, index: usize) -> Option<Buffer<'_>> {

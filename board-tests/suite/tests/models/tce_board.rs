@@ -21,6 +21,10 @@ use crate::{
 /// Table pages for the first levels of the stage's own pages, and little more.
 const STARVED: u32 = 8;
 
+/// Entries of the table that an earlier system left, and their permission bits.
+const LEFTOVER_TCES: u64 = 512;
+const READ_WRITE: u64 = 3;
+
 type Driver = TceIommu<CallsOpal, FakePhb, FakeMemory, FakeClock, FakeCache>;
 
 /// How a bridge is used by the board.
@@ -51,9 +55,25 @@ impl TceBoard {
         let machine = Machine::new(true, trace);
         let bridge = FakePhb::new(how.kind, &machine.memory);
         bridge.set_timing(how.timing);
+        leave_windows_open(&bridge, how.kind, &machine);
         let driver = bring_up(&bridge, how.kind, machine.pool(), &machine).expect("a bridge that answers");
         let devices = ModelDevice::pair(&bridge, transfers);
         Self { iommu: Iommu::new(driver), machine, bridge, how, devices }
+    }
+}
+
+/// What an earlier system may leave: the first window of every PE leads to all of the machine's memory.
+fn leave_windows_open(bridge: &FakePhb, kind: PhbKind, machine: &Machine) {
+    let (page, table) = (IoPageSize::SIZE_64K, machine.leftover_table());
+    for number in 0..LEFTOVER_TCES {
+        let tce = number * page.bytes() | READ_WRITE;
+        assert!(machine.memory.write(table.as_u64() + number * 8, &tce.to_be_bytes()));
+    }
+    for pe in 0..kind.pes() {
+        let opal = bridge.opal();
+        let status =
+            opal.map_pe_dma_window(pe.into(), pe * 2, 1, table.as_u64(), LEFTOVER_TCES * 8, page.bytes());
+        assert_eq!(status, 0, "firmware takes the window");
     }
 }
 
