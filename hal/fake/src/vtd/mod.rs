@@ -77,7 +77,13 @@ impl FakeVtd {
 
     /// Lets data that was on its way arrive.
     pub fn land_posted(&self) {
-        self.lock().land_posted();
+        self.lock().land_posted(None);
+    }
+
+    /// How many of a device's writes are still on their way.
+    #[must_use]
+    pub fn posted_by(&self, requester: u16) -> usize {
+        self.lock().posted.iter().filter(|posted| posted.requester == requester).count()
     }
 
     /// Takes the notes of what software did against the manual.
