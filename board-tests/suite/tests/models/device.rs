@@ -9,6 +9,9 @@ use portcullis_suite::{DmaDevice, DmaError, event::Direction};
 /// Bytes in a device's own buffer.
 const BUFFER_BYTES: usize = 4096;
 
+/// What a write leaves on its way.
+const STRAGGLER: u8 = 0xee;
+
 /// What devices are behind; the answer is whether the IOMMU let the whole transfer pass.
 pub trait Bus: Clone {
     fn read(&self, requester: u16, iova: u64, bytes: &mut [u8]) -> bool;
@@ -21,7 +24,9 @@ impl Bus for FakeVtd {
     }
 
     fn write(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool {
-        self.dma_write(requester, iova, bytes).is_ok()
+        // The last byte of the page follows later: only an invalidation that drains brings it home.
+        let passed = self.dma_write(requester, iova, bytes).is_ok();
+        passed && self.dma_write_posted(requester, iova | 0xfff, &[STRAGGLER]).is_ok()
     }
 }
 

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use portcullis_fake::{
     phb::{Hang, PhbKind, Timing},
-    vtd::{Knobs, VtdConfig},
+    vtd::VtdConfig,
 };
 use portcullis_suite::{
     Board, Event, Requires, Scenario,
@@ -16,8 +16,11 @@ use crate::{
     device::{Transfer, Transfers},
     machine::{Machine, Trace},
     tce_board::{BridgeUse, TceBoard},
-    vtd_board::VtdBoard,
+    vtd_board::{VtdBoard, VtdHabits},
 };
+
+/// Table pages for the first tables of the stage's own pages, and little more.
+const STARVED: Option<u32> = Some(8);
 
 /// A board that also tells what only a model can know.
 pub trait ModelBoard: Board {
@@ -29,7 +32,7 @@ pub trait ModelBoard: Board {
 /// How to build a board.
 #[derive(Clone, Copy)]
 enum Build {
-    Vtd { config: VtdConfig, slow: u32 },
+    Vtd { config: VtdConfig, habits: VtdHabits },
     Tce(BridgeUse),
 }
 
@@ -52,7 +55,11 @@ fn vtd_boards() -> Vec<Description> {
     let common = Requires::VTD | Requires::FAULT_LOG | Requires::CONFIRMATION;
     let wide = common | Requires::WIDTH_48;
     let usual = VtdConfig::default();
-    let vtd = |name, offers, config, slow| Description { name, offers, build: Build::Vtd { config, slow } };
+    let vtd =
+        |name, offers, config, habits| Description { name, offers, build: Build::Vtd { config, habits } };
+    let prompt = VtdHabits { slow: 0, starved: STARVED };
+    let slow = VtdHabits { slow: 7, starved: STARVED };
+    let small = VtdHabits { slow: 0, starved: None };
     let narrow = VtdConfig { guest_bits: 39, widths: 0b0010, ..usual };
     let plain = VtdConfig { snoop_control: false, ..usual };
     let caching = VtdConfig { caching_mode: true, ..usual };
@@ -65,11 +72,11 @@ fn vtd_boards() -> Vec<Description> {
         ..usual
     };
     vec![
-        vtd("q35-snoop", wide | Requires::SNOOP_CONTROL, usual, 0),
-        vtd("q35-no-snoop", wide | Requires::NO_SNOOP_CONTROL, plain, 0),
-        vtd("q35-39-bit", common | Requires::WIDTH_39 | Requires::SNOOP_CONTROL, narrow, 0),
-        vtd("vtd-caching-mode", wide | Requires::SNOOP_CONTROL, caching, 0),
-        vtd("vtd-early-and-slow", wide | Requires::NO_SNOOP_CONTROL, early, 7),
+        vtd("q35-snoop", wide | Requires::SNOOP_CONTROL, usual, prompt),
+        vtd("q35-no-snoop", wide | Requires::NO_SNOOP_CONTROL, plain, prompt),
+        vtd("q35-39-bit", common | Requires::WIDTH_39 | Requires::SNOOP_CONTROL, narrow, prompt),
+        vtd("vtd-caching-mode", wide | Requires::SNOOP_CONTROL, caching, small),
+        vtd("vtd-early-and-slow", wide | Requires::NO_SNOOP_CONTROL, early, slow),
     ]
 }
 
@@ -82,6 +89,7 @@ fn tce_boards() -> Vec<Description> {
         window_bits: 31,
         levels: 2,
         timing: Timing::default(),
+        starved: STARVED,
         hang: Hang::Kill,
     };
     let phb4 = BridgeUse { kind: PhbKind::Phb4, window_bits: 39, levels: 3, ..phb3 };
@@ -91,6 +99,7 @@ fn tce_boards() -> Vec<Description> {
         window_start: 1 << 59,
         levels: 4,
         timing: slow,
+        starved: None,
         hang: Hang::Sync,
         ..phb4
     };
@@ -109,9 +118,8 @@ impl Description {
     pub fn run(&self, scenario: &Scenario) -> Result<(), String> {
         let (trace, transfers) = (Trace::default(), Transfers::default());
         let act = || match self.build {
-            Build::Vtd { config, slow } => {
-                let knobs = Knobs { slow_status: slow, slow_queue: slow, ..Knobs::default() };
-                act(&VtdBoard::new(config, &knobs, trace.clone(), &transfers), scenario)
+            Build::Vtd { config, habits } => {
+                act(&VtdBoard::new(config, habits, trace.clone(), &transfers), scenario)
             }
             Build::Tce(how) => act(&TceBoard::new(how, trace.clone(), &transfers), scenario),
         };

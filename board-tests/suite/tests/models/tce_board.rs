@@ -18,9 +18,6 @@ use crate::{
     model_board::ModelBoard,
 };
 
-/// Table pages for the first levels of the stage's own pages, and little more.
-const STARVED: u32 = 8;
-
 /// Entries of the table that an earlier system left, and their permission bits.
 const LEFTOVER_TCES: u64 = 512;
 const READ_WRITE: u64 = 3;
@@ -36,6 +33,8 @@ pub struct BridgeUse {
     pub window_bits: u32,
     pub levels: u8,
     pub timing: Timing,
+    /// Table pages of a starved context; `None`: the pool runs out.
+    pub starved: Option<u32>,
     /// What stops when completion is withheld.
     pub hang: Hang,
 }
@@ -126,7 +125,7 @@ impl Board for TceBoard {
     }
 
     fn starved_spec(&self) -> ContextSpec {
-        ContextSpec { page_limit: Some(STARVED), ..self.spec() }
+        ContextSpec { page_limit: self.how.starved, ..self.spec() }
     }
 
     fn table_pages_free(&self) -> usize {

@@ -1,14 +1,14 @@
 //! A q35-like machine: the VT-d driver in front of the modelled unit.
 
-use std::rc::Rc;
+use std::{cell::RefCell, rc::Rc};
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
-    vtd::{FakeVtd, FakeVtdRegisters, Knobs, VtdConfig},
+    vtd::{FakeVtd, FakeVtdRegisters, VtdConfig},
 };
 use portcullis_hal::{DeviceId, Iova, PagePool, PhysAddr, RegisterIo, Segment};
 use portcullis_iommu::{Error, Iommu};
-use portcullis_suite::{Board, Buffer, Event, withhold::Withholding};
+use portcullis_suite::{Board, Buffer, DmaDevice, Event, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
 
 use crate::{
@@ -29,10 +29,16 @@ const READ_WRITE: u64 = 3;
 const IS_PAGE: u64 = 1 << 7;
 const SNOOP: u64 = 1 << 11;
 
-/// Table pages for the root, three levels for the stage's own pages, and little more.
-const STARVED: u32 = 8;
-
 type Driver<R> = VtdIommu<R, FakeMemory, FakeClock, FakeCache>;
+
+/// What a unit is like beside its capabilities, and how its board starves contexts.
+#[derive(Clone, Copy)]
+pub struct VtdHabits {
+    /// Register reads that a command or an invalidation takes.
+    pub slow: u32,
+    /// Table pages of a starved context; `None`: the pool runs out.
+    pub starved: Option<u32>,
+}
 
 /// The machine, its unit and two devices behind it.
 pub struct VtdBoard {
@@ -40,25 +46,35 @@ pub struct VtdBoard {
     unit: FakeVtd,
     registers: Shared,
     address_bits: u8,
+    starved: Option<u32>,
     iommu: Iommu<Driver<Shared>>,
     devices: [ModelDevice<FakeVtd>; 2],
+    undrained: RefCell<Vec<String>>,
 }
 
 impl VtdBoard {
     /// A unit of this kind and with these habits, taken over by the driver.
-    pub fn new(config: VtdConfig, knobs: &Knobs, trace: Trace, transfers: &Transfers) -> Self {
+    pub fn new(config: VtdConfig, habits: VtdHabits, trace: Trace, transfers: &Transfers) -> Self {
         let machine = Machine::new(config.coherent, trace);
         let unit = FakeVtd::new(machine.memory.clone(), config);
-        unit.misbehave(|own| own.clone_from(knobs));
+        unit.misbehave(|knobs| (knobs.slow_status, knobs.slow_queue) = (habits.slow, habits.slow));
         let registers = Shared(Rc::new(Withholding::new(unit.registers(), IQH, IQT)));
         let driver = bring_up(registers.clone(), machine.pool(), &machine).expect("a unit that answers");
         Self {
             devices: ModelDevice::pair(&unit, transfers),
             address_bits: config.guest_bits,
+            starved: habits.starved,
             iommu: Iommu::new(driver),
             machine,
             unit,
             registers,
+            undrained: RefCell::default(),
+        }
+    }
+
+    fn expect_drained(&self, requester: u16) {
+        if self.unit.posted_by(requester) != 0 {
+            self.undrained.borrow_mut().push(format!("DMA of {requester:#x} was not drained"));
         }
     }
 
@@ -115,7 +131,7 @@ impl Board for VtdBoard {
     }
 
     fn starved_spec(&self) -> ContextSpec {
-        ContextSpec { page_limit: Some(STARVED), ..self.spec() }
+        ContextSpec { page_limit: self.starved, ..self.spec() }
     }
 
     fn table_pages_free(&self) -> usize {
@@ -156,8 +172,18 @@ impl Board for VtdBoard {
         true
     }
 
+    /// An event says that a call has returned: from then on nothing may be on its way any more.
     fn emit(&self, event: &Event<'_>) {
         self.machine.emit(event);
+        match *event {
+            Event::Attached { requester, .. } | Event::Detached { requester } => {
+                self.expect_drained(requester)
+            }
+            Event::Unmapped { .. } => {
+                self.devices.iter().for_each(|device| self.expect_drained(device.id().requester.as_u16()));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -167,7 +193,9 @@ impl ModelBoard for VtdBoard {
     }
 
     fn violations(&self) -> Vec<String> {
-        self.unit.take_violations()
+        let mut violations = self.unit.take_violations();
+        violations.extend(self.undrained.take());
+        violations
     }
 }
 
