@@ -105,11 +105,7 @@ pub(super) fn unmap_then_dma<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failu
 pub(super) fn exhaustion_leaves_nothing_half_done<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     const TRIES: u64 = 64;
     let mut claim = stage.own(0, VM)?;
-    // The first attach may take a page for the device's bus, which the driver keeps.
-    let first = stage.context(VM)?;
-    stage.attach(&mut claim, 0, first)?;
-    stage.detach(&mut claim, 0)?;
-    stage.iommu().destroy_context(first)?;
+    take_what_stays(stage, &mut claim)?;
     let before = stage.board.table_pages_free();
     let context = stage.context_like(VM, &stage.board.starved_spec())?;
     stage.attach(&mut claim, 0, context)?;
@@ -141,6 +137,14 @@ fn map_until_refused<B: Board>(
         return Ok((number, iova));
     }
     need(None, "table pages never ran out")
+}
+
+/// Lets the unit take the pages that it keeps for a device whatever context comes and goes.
+fn take_what_stays<'b, B: Board>(stage: &Stage<'b, B>, claim: &mut Owned<'b, B>) -> Result<(), Failure> {
+    let context = stage.context(VM)?;
+    stage.attach(claim, 0, context)?;
+    stage.detach(claim, 0)?;
+    Ok(stage.iommu().destroy_context(context)?)
 }
 
 /// S07: a context of 39 bits ends there, for calls and for devices.

@@ -92,7 +92,7 @@ impl State {
             ));
         }
         if self.config.draining && low & 1 << 6 != 0 {
-            self.land_posted();
+            self.land_posted((granularity != 1).then_some(domain));
         }
         if self.knobs.drop_iotlb_invalidations {
             return Ok(());

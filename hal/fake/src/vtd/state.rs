@@ -48,6 +48,15 @@ pub(super) struct CachedLeaf {
     pub(super) rights: u64,
 }
 
+/// A write that was translated and is still on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Posted {
+    pub(super) requester: u16,
+    pub(super) domain: u16,
+    phys: u64,
+    bytes: Vec<u8>,
+}
+
 /// Domain, level of the entry, and index of what it covers.
 pub(super) type Tag = (u16, u8, u64);
 
@@ -77,7 +86,7 @@ pub(super) struct State {
     pub(super) tables: HashMap<Tag, (u64, u64)>,
     pub(super) leaves: HashMap<Tag, CachedLeaf>,
     pub(super) absent_leaves: HashMap<Tag, ()>,
-    pub(super) posted: Vec<(u64, Vec<u8>)>,
+    pub(super) posted: Vec<Posted>,
     pub(super) violations: Vec<String>,
     pub(super) descriptors: Vec<(u64, u64)>,
 }
@@ -145,14 +154,18 @@ impl State {
         while done < bytes.len() {
             let (address, length) = step(iova, done, bytes.len());
             let phys = self.reach(requester, address, true)?;
-            self.posted.push((phys, bytes[done..done + length].to_vec()));
+            let bytes = bytes[done..done + length].to_vec();
+            let domain = self.contexts.get(&requester).copied().flatten().map_or(0, |context| context.domain);
+            self.posted.push(Posted { requester, domain, phys, bytes });
             done += length;
         }
         Ok(())
     }
 
-    pub(super) fn land_posted(&mut self) {
-        for (phys, bytes) in std::mem::take(&mut self.posted) {
+    /// Lets the writes arrive that are on their way in a domain, or all.
+    pub(super) fn land_posted(&mut self, domain: Option<u16>) {
+        let due = |posted: &mut Posted| domain.is_none_or(|domain| posted.domain == domain);
+        for Posted { phys, bytes, .. } in self.posted.extract_if(.., due) {
             self.memory.write(phys, &bytes);
         }
     }
