@@ -106,16 +106,15 @@ global_asm!(
     "blr",
 );
 
-// What is copied to every vector: tells `trapped` where it happened, on a stack of its own.
+// What every vector calls, at a low address: tells `trapped` what happened, on a stack of its own.
 global_asm!(
     ".section .text.vector, \"ax\"",
     ".global vector_code",
     ".global vector_code_end",
     "vector_code:",
-    "mfspr 3, 26",  // SRR0
-    "mfspr 4, 314", // HSRR0
-    "bcl 20, 31, 8f",
-    "8: mflr 5",
+    "mflr 3",
+    "mfspr 4, 26",  // SRR0
+    "mfspr 5, 314", // HSRR0
     "lis 1, crash_stack_top@ha",
     "addi 1, 1, crash_stack_top@l",
     "li 0, 0",
