@@ -126,15 +126,14 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    fn new(large: NonNull<u8>, small: NonNull<u8>) -> Self {
-        let bytes = |start: *mut u8, len| Bytes { start: start, len };
-        Self {
-            small: core::array::from_fn(|index| {
-                // SAFETY: inside the array of all small buffers.
-                bytes(unsafe { small.add(index * BUFFER_BYTES) }, BUFFER_BYTES)
-            }),
-            large: bytes(large, LARGE_BYTES),
-        }
+    /// The buffers of a live static.
+    fn of(layout: NonNull<Layout>) -> Self {
+        let bytes = |offset, len| {
+            // SAFETY: inside the static; no reference is made.
+            Bytes { start: unsafe { layout.cast::<u8>().add(offset) }, len }
+        };
+        let small = |index| bytes(offset_of!(Layout, buffers) + index * BUFFER_BYTES, BUFFER_BYTES);
+        Self { small: core::array::from_fn(small), large: bytes(offset_of!(Layout, large), LARGE_BYTES) }
     }
 
     /// Small buffer `index`: see [`Board::buffer`](crate::Board::buffer).
