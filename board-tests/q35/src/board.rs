@@ -5,12 +5,12 @@ use portcullis_hal::{
     arch::x86_64::{CacheLines, MmioRegisters, TimeStampClock},
 };
 use portcullis_iommu::{Error, Iommu};
-use portcullis_suite::{Board, Buffer, DmaDevice, Event, withhold::Withholding};
+use portcullis_suite::{Board, Buffer, DmaDevice, Event, memory::Buffers, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu, spec::registers};
 
 use crate::{
     console,
-    memory::{self, Buffers},
+    memory::{self, MEMORY},
     walk,
 };
 
@@ -40,11 +40,8 @@ pub(crate) struct Q35<'b> {
 }
 
 impl<'b> Q35<'b> {
-    /// Brings the unit up, with every device blocked.
-    ///
-    /// # Safety
-    /// To be called once.
-    pub(crate) unsafe fn bring_up(
+    /// Brings the unit up, with every device blocked. To be called once: there is one pool.
+    pub(crate) fn bring_up(
         window: &'b MmioRegisters,
         registers: &'b Registers<'b>,
         devices: Devices<'b>,
@@ -52,8 +49,7 @@ impl<'b> Q35<'b> {
         clock: TimeStampClock,
         config: UnitConfig,
     ) -> Result<Self, Error> {
-        // SAFETY: called once, says the caller.
-        let pool = unsafe { memory::pool() }.ok_or(Error::NeedPages { count: 1 })?;
+        let pool = MEMORY.pool().ok_or(Error::NeedPages { count: 1 })?;
         let driver = VtdIommu::bring_up(registers, pool, clock, CacheLines::detect(), config)?;
         Ok(Self { iommu: Iommu::new(driver), registers, window, devices, buffers, clock, config })
     }
@@ -123,8 +119,7 @@ impl<'b> Board for Q35<'b> {
     }
 
     fn bring_up_dead_unit(&self) -> Result<(), Error> {
-        // SAFETY: a scenario does this once, and one scenario runs a boot.
-        let pool = unsafe { memory::spare_pool() }.ok_or(Error::NeedPages { count: 1 })?;
+        let pool = MEMORY.spare_pool().ok_or(Error::NeedPages { count: 1 })?;
         let dead = withholding(self.window);
         dead.withhold32();
         VtdIommu::bring_up(&dead, pool, self.clock, CacheLines::detect(), self.config).map(|_| ())

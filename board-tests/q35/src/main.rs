@@ -27,7 +27,7 @@ use crate::{
     board::{Devices, Q35},
     boot::BootInfo,
     exit::{Verdict, exit},
-    memory::Buffers,
+    memory::MEMORY,
 };
 
 /// Registers of a unit that this image uses: fault records lie in the first page.
@@ -53,7 +53,7 @@ fn give_up(what: &str) -> ! {
 
 /// Finds the devices, their unit, and runs the scenario; what is missing, in words.
 fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
-    let (clock, buffers) = (timer::calibrated(), Buffers::new());
+    let (clock, buffers) = (timer::calibrated(), MEMORY.buffers());
     let mut edus = pci::edus().filter_map(|function| {
         Some(Edu::new(function.id, registers_at(function.registers, function.bytes)?, clock))
     });
@@ -79,9 +79,7 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
     let registers = board::withholding(&window);
     let mut config = UnitConfig::new(unit.segment);
     config.host_address_bits = dmar.host_address_bits();
-    // SAFETY: the only call.
-    let board = unsafe { Q35::bring_up(&window, &registers, devices, &buffers, clock, config) };
-    let board = board.map_err(|error| {
+    let board = Q35::bring_up(&window, &registers, devices, &buffers, clock, config).map_err(|error| {
         defmt::error!("bring-up: {}", error);
         "the unit did not come up"
     })?;
