@@ -5,8 +5,10 @@ mod case;
 mod child;
 mod cli;
 mod console;
+mod demo;
 mod error;
 mod image;
+mod install;
 mod interrupt;
 mod progress;
 mod project;
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<bool, Error> {
     let project = Project::find()?;
     match command {
+        Command::Demo(options) => demo::run(&project, options),
+        Command::Install(options) => install::run(&board::load_all(&project.boards())?, options),
         Command::Test(options) => test::run(&project, options),
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     case::{self, Case, Ended},
     error::Error,
     image::{self, ReadyBoard},
+    install,
     progress::{Screen, heading, seconds},
     project::Project,
 };
