@@ -26,7 +26,7 @@ pub struct Knobs {
     pub drop_iotlb_invalidations: bool,
     /// The next wait descriptor meets an invalidation time-out error (FSTS.ITE), once.
     pub time_out_once: bool,
-    /// So many descriptors are refused with an invalidation queue error (FSTS.IQE): each until software
+    /// So many descriptors that are no waits are refused with an invalidation queue error (FSTS.IQE): each until software
     /// has put another one in its place.
     pub refuse_descriptors: u32,
     /// Every register reads as all ones and writes go nowhere.
@@ -81,6 +81,7 @@ pub(super) struct State {
     pub(super) refused: Option<(u64, u64, u64)>,
     pub(super) records: Vec<(u64, u64)>,
     pub(super) next_record: usize,
+    pub(super) first_record: u32,
     /// `None` under a key: the entry was not present (caching mode).
     pub(super) contexts: HashMap<u16, Option<CachedContext>>,
     pub(super) tables: HashMap<Tag, (u64, u64)>,
@@ -111,6 +112,7 @@ impl State {
             refused: None,
             records: vec![(0, 0); usize::from(config.fault_records)],
             next_record: 0,
+            first_record: 0,
             contexts: HashMap::new(),
             tables: HashMap::new(),
             leaves: HashMap::new(),
