@@ -286,9 +286,6 @@ where
         extent: DmaExtent,
         access: Access,
     ) -> Result<(), Error> {
-        if access.is_empty() {
-            return Err(Error::NoAccess);
-        }
         let entries = context.entries(iova, extent.bytes())?;
         let address = extent.start();
         if !address.is_aligned(context.page_size()) {

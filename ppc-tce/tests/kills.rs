@@ -44,6 +44,26 @@ fn e27_a_mapping_works_although_the_empty_entry_was_cached() {
 }
 
 #[test]
+fn e27_a_mapping_made_while_a_device_joins_works_in_the_end() {
+    let machine = Machine::new(PhbKind::Phb4);
+    let context = machine.context(&spec(2, GIB));
+    let mut claim = machine.claim(&[RID]);
+    for round in 0..300 {
+        thread::scope(|scope| {
+            let (machine, claim) = (&machine, &mut claim);
+            scope.spawn(move || {
+                claim.attach(context).expect("an attach");
+                let _ = machine.read(RID, 0);
+            });
+            scope.spawn(move || machine.map(context, 0, DATA, PAGE).expect("a map"));
+        });
+        assert!(machine.read(RID, 0).is_ok(), "round {round}");
+        machine.unmap(context, 0, PAGE).expect("an unmap");
+        claim.detach().expect("a detach");
+    }
+}
+
+#[test]
 fn e28_an_unmapped_page_cannot_be_reached_although_it_was_cached() {
     for kind in KINDS {
         let machine = Machine::new(kind);
