@@ -99,6 +99,26 @@ fn e28_one_kill_a_pe_serves_a_call_and_none_is_sent_without_a_device() {
 }
 
 #[test]
+fn e28_however_many_contexts_came_before_a_context_s_own_devices_are_killed() {
+    let machine = Machine::new(PhbKind::Phb4);
+    let (kept, mut first) = machine.attached(RID + 1);
+    machine.map(kept, 0, DATA, PAGE).expect("a map");
+    let mut claim = machine.claim(&[RID]);
+    for number in 2..200 {
+        let context = machine.context(&spec(2, GIB));
+        claim.attach(context).expect("an attach");
+        machine.map(context, 0, DATA, PAGE).expect("a map");
+        assert_eq!([machine.read(RID, 0).is_ok(), machine.read(RID + 1, 0).is_ok()], [true, true]);
+        let _ = machine.events();
+        machine.unmap(context, 0, PAGE).expect("an unmap");
+        assert_eq!(machine.events(), [PhbEvent::PeKilled { pe: machine.pe(1) }], "context {number}");
+        claim.detach().expect("a detach");
+        machine.iommu.destroy_context(context).expect("unused");
+    }
+    first.detach().expect("a detach");
+}
+
+#[test]
 fn e29_kills_follow_the_manual_at_any_pace() {
     for kind in KINDS {
         for (slot, kill, sync) in [(0, 1, 1), (0, 20, 1), (20, 1, 1), (1, 1, 30), (9, 9, 9), (30, 30, 30)] {
