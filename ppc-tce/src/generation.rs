@@ -34,6 +34,15 @@ pub enum SyncRestart {
     WriteBack,
 }
 
+/// What erratum HW557787 asks of the bridge's set-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineBuffer {
+    /// The generation has no TCE cache line buffer.
+    Absent,
+    /// It has one, which must be off: it may serve TCEs that were killed.
+    MustBeOff,
+}
+
 impl Generation {
     /// IOMMU page sizes of a TVE (device-tree property `ibm,supported-tce-sizes` of each generation).
     #[must_use]
@@ -60,6 +69,15 @@ impl Generation {
         match self {
             Self::Phb3 => 50,
             Self::Phb4 | Self::Phb5 => 56,
+        }
+    }
+
+    /// Whether firmware must have switched a TCE cache line buffer off.
+    #[must_use]
+    pub const fn line_buffer(self) -> LineBuffer {
+        match self {
+            Self::Phb3 => LineBuffer::Absent,
+            Self::Phb4 | Self::Phb5 => LineBuffer::MustBeOff,
         }
     }
 

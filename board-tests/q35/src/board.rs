@@ -5,12 +5,12 @@ use portcullis_hal::{
     arch::x86_64::{CacheLines, MmioRegisters, TimeStampClock},
 };
 use portcullis_iommu::{Error, Iommu};
-use portcullis_suite::{Board, Buffer, DmaDevice, Event, edu::Edu, withhold::Withholding};
+use portcullis_suite::{Board, Buffer, DmaDevice, Event, memory::Buffers, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu, spec::registers};
 
 use crate::{
     console,
-    memory::{self, Buffers},
+    memory::{self, MEMORY},
     walk,
 };
 
@@ -20,41 +20,38 @@ const STARVED_PAGES: u32 = 8;
 /// The unit's registers, which a scenario can make lie.
 pub(crate) type Registers<'b> = Withholding<&'b MmioRegisters>;
 type Driver<'b> = VtdIommu<&'b Registers<'b>, DonatedPages<'static>, TimeStampClock, CacheLines>;
-type Device = Edu<MmioRegisters, TimeStampClock>;
+/// Two edu devices and an NVMe controller, as far as the machine has them.
+pub(crate) type Devices<'b> = [Option<&'b (dyn DmaDevice + 'b)>; 3];
 
 /// Wraps the unit's registers: global status and the queue's doorbell can be withheld.
 pub(crate) const fn withholding(registers: &MmioRegisters) -> Registers<'_> {
     Withholding::new(registers, registers::GSTS, registers::IQT)
 }
 
-/// The machine: one unit, up to two devices, static memory.
+/// The machine: one unit, up to three devices, static memory.
 pub(crate) struct Q35<'b> {
     iommu: Iommu<Driver<'b>>,
     registers: &'b Registers<'b>,
     window: &'b MmioRegisters,
-    devices: [Option<Device>; 2],
-    buffers: Buffers,
+    devices: Devices<'b>,
+    buffers: &'b Buffers,
     clock: TimeStampClock,
     config: UnitConfig,
 }
 
 impl<'b> Q35<'b> {
-    /// Brings the unit up, with every device blocked.
-    ///
-    /// # Safety
-    /// To be called once.
-    pub(crate) unsafe fn bring_up(
+    /// Brings the unit up, with every device blocked. To be called once: there is one pool.
+    pub(crate) fn bring_up(
         window: &'b MmioRegisters,
         registers: &'b Registers<'b>,
-        devices: [Option<Device>; 2],
+        devices: Devices<'b>,
+        buffers: &'b Buffers,
         clock: TimeStampClock,
         config: UnitConfig,
     ) -> Result<Self, Error> {
-        // SAFETY: called once, says the caller.
-        let pool = unsafe { memory::pool() }.ok_or(Error::NeedPages { count: 1 })?;
+        let pool = MEMORY.pool().ok_or(Error::NeedPages { count: 1 })?;
         let driver = VtdIommu::bring_up(registers, pool, clock, CacheLines::detect(), config)?;
-        let (iommu, buffers) = (Iommu::new(driver), Buffers::new());
-        Ok(Self { iommu, registers, window, devices, buffers, clock, config })
+        Ok(Self { iommu: Iommu::new(driver), registers, window, devices, buffers, clock, config })
     }
 
     /// Tells the host what there is.
@@ -74,14 +71,14 @@ impl<'b> Q35<'b> {
 
 impl<'b> Board for Q35<'b> {
     type Driver = Driver<'b>;
-    type Device = Device;
+    type Device = dyn DmaDevice + 'b;
 
     fn iommu(&self) -> &Iommu<Self::Driver> {
         &self.iommu
     }
 
     fn device(&self, index: usize) -> Option<&Self::Device> {
-        self.devices.get(index)?.as_ref()
+        *self.devices.get(index)?
     }
 
     fn spec(&self) -> ContextSpec {
@@ -122,8 +119,7 @@ impl<'b> Board for Q35<'b> {
     }
 
     fn bring_up_dead_unit(&self) -> Result<(), Error> {
-        // SAFETY: a scenario does this once, and one scenario runs a boot.
-        let pool = unsafe { memory::spare_pool() }.ok_or(Error::NeedPages { count: 1 })?;
+        let pool = MEMORY.spare_pool().ok_or(Error::NeedPages { count: 1 })?;
         let dead = withholding(self.window);
         dead.withhold32();
         VtdIommu::bring_up(&dead, pool, self.clock, CacheLines::detect(), self.config).map(|_| ())
@@ -140,9 +136,4 @@ impl<'b> Board for Q35<'b> {
     fn emit(&self, event: &Event<'_>) {
         console::emit(event);
     }
-}
-
-/// The requester IDs of the devices, for choosing their unit.
-pub(crate) fn ids(devices: &[Option<Device>; 2]) -> impl Iterator<Item = DeviceId> {
-    devices.iter().flatten().map(DmaDevice::id)
 }

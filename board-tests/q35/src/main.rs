@@ -19,21 +19,19 @@ mod walk;
 
 use core::{panic::PanicInfo, ptr, ptr::NonNull};
 
-use portcullis_hal::{
-    DeviceId,
-    arch::x86_64::{MmioRegisters, TimeStampClock},
-};
-use portcullis_suite::{Event, edu::Edu};
+use portcullis_hal::arch::x86_64::MmioRegisters;
+use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::Nvme};
 use portcullis_vtd::{Dmar, UnitConfig, dmar::Drhd};
 
 use crate::{
-    board::Q35,
+    board::{Devices, Q35},
     boot::BootInfo,
     exit::{Verdict, exit},
+    memory::MEMORY,
 };
 
 /// Registers of a unit that this image uses: fault records lie in the first page.
-const UNIT_BYTES: usize = 4096;
+const UNIT_BYTES: u64 = 4096;
 
 #[unsafe(no_mangle)]
 extern "C" fn rust_entry(magic: u32, information: u32) -> ! {
@@ -53,10 +51,22 @@ fn give_up(what: &str) -> ! {
     exit(Verdict::Crashed)
 }
 
-/// Brings the machine up and runs the scenario; what is missing, in words.
+/// Finds the devices, their unit, and runs the scenario; what is missing, in words.
 fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
-    let clock = timer::calibrated();
-    let devices = devices(clock);
+    let (clock, buffers) = (timer::calibrated(), MEMORY.buffers());
+    let mut edus = pci::edus().filter_map(|function| {
+        Some(Edu::new(function.id, registers_at(function.registers, function.bytes)?, clock))
+    });
+    let (first, second) = (edus.next(), edus.next());
+    let nvme = pci::nvmes().find_map(|function| {
+        let registers = registers_at(function.registers, function.bytes)?;
+        Some(Nvme::new(function.id, registers, clock, buffers.queues()?))
+    });
+    let devices: Devices<'_> = [
+        first.as_ref().map(|device| device as &dyn DmaDevice),
+        second.as_ref().map(|device| device as &dyn DmaDevice),
+        nvme.as_ref().map(|device| device as &dyn DmaDevice),
+    ];
     let root = information.acpi.ok_or("the loader gave no ACPI tables")?;
     // SAFETY: the loader handed `root` over.
     let table = unsafe { firmware::dmar(root) }.map_err(|_| "firmware has no DMAR table")?;
@@ -64,55 +74,47 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
         defmt::error!("DMAR: {}", error);
         "the DMAR table is broken"
     })?;
-    let first = board::ids(&devices).next().ok_or("no edu device was found")?;
-    let unit = dmar.unit_of(first, &pci::buses_behind).ok_or("no unit translates for the devices")?;
-    if !board::ids(&devices).all(|device| shares_unit(&dmar, &unit, device)) {
-        return Err("the devices are behind different units");
-    }
-    let window = unit_registers(&unit).ok_or("the unit's registers are out of reach")?;
+    let unit = common_unit(&dmar, &devices)?;
+    let window = registers_at(unit.base.as_u64(), UNIT_BYTES).ok_or("the unit is out of reach")?;
     let registers = board::withholding(&window);
     let mut config = UnitConfig::new(unit.segment);
     config.host_address_bits = dmar.host_address_bits();
-    // SAFETY: the only call.
-    let board = unsafe { Q35::bring_up(&window, &registers, devices, clock, config) }.map_err(|error| {
+    let board = Q35::bring_up(&window, &registers, devices, &buffers, clock, config).map_err(|error| {
         defmt::error!("bring-up: {}", error);
         "the unit did not come up"
     })?;
+    act(&board, boot::option(information.command_line, "scenario"))
+}
+
+/// The unit that all devices are behind.
+fn common_unit<'t>(dmar: &Dmar<'t>, devices: &Devices<'_>) -> Result<Drhd<'t>, &'static str> {
+    let mut units = devices.iter().flatten().map(|device| dmar.unit_of(device.id(), &pci::buses_behind));
+    let first = units.next().ok_or("no device was found")?.ok_or("no unit translates for a device")?;
+    let same = units.all(|unit| unit.is_some_and(|unit| unit.base == first.base));
+    same.then_some(first).ok_or("the devices are behind different units")
+}
+
+/// Tells what the machine has, and runs the scenario if one was named.
+fn act(board: &Q35<'_>, scenario: Option<&str>) -> Result<Verdict, &'static str> {
     board.announce();
-    let Some(scenario) = boot::option(information.command_line, "scenario") else {
-        return Ok(Verdict::Passed);
-    };
-    match portcullis_suite::run(&board, scenario) {
+    let Some(scenario) = scenario else { return Ok(Verdict::Passed) };
+    match portcullis_suite::run(board, scenario) {
         Some(Ok(())) => Ok(Verdict::Passed),
         Some(Err(failure)) => {
             defmt::error!("line {=u32}: {}", failure.line, failure.error);
             Ok(Verdict::Failed)
         }
-        None => Err("there is no such scenario, or the board lacks two devices"),
+        None => Err("there is no such scenario, or the board lacks devices for it"),
     }
 }
 
-fn devices(clock: TimeStampClock) -> [Option<Edu<MmioRegisters, TimeStampClock>>; 2] {
-    let mut found = pci::edu_functions();
-    [(); 2].map(|()| {
-        let edu = found.next()?;
-        let base = NonNull::new(ptr::with_exposed_provenance_mut(edu.registers as usize))?;
-        // SAFETY: the device's BAR 0, in the uncached part of the identity map; each function is found once.
-        let registers = unsafe { MmioRegisters::new(base, edu.bytes as usize) };
-        Some(Edu::new(edu.id, registers, clock))
-    })
-}
-
-fn shares_unit(dmar: &Dmar<'_>, unit: &Drhd<'_>, device: DeviceId) -> bool {
-    dmar.unit_of(device, &pci::buses_behind).is_some_and(|other| other.base == unit.base)
-}
-
-fn unit_registers(unit: &Drhd<'_>) -> Option<MmioRegisters> {
-    let base = u32::try_from(unit.base.as_u64()).ok()?;
-    let base = NonNull::new(ptr::with_exposed_provenance_mut(base as usize))?;
-    // SAFETY: the DMAR table names the place of the unit's registers, which is in the uncached part of the
-    // identity map on every PC; the table's checksum held.
-    Some(unsafe { MmioRegisters::new(base, UNIT_BYTES) })
+/// Registers of a unit or a BAR; `None` beyond the identity map.
+fn registers_at(address: u64, bytes: u64) -> Option<MmioRegisters> {
+    let address = u32::try_from(address).ok()?;
+    let base = NonNull::new(ptr::with_exposed_provenance_mut(address as usize))?;
+    // SAFETY: firmware put a device's registers there, which on a PC is in the last GiB below 4 GiB: the
+    // part of the identity map that is uncached. Each device is asked for once.
+    Some(unsafe { MmioRegisters::new(base, bytes as usize) })
 }
 
 #[panic_handler]

@@ -13,6 +13,8 @@ const DATA_PORT: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
 /// QEMU's edu device.
 const EDU: (u16, u16) = (0x1234, 0x11e8);
+/// Mass storage, non-volatile memory, NVM Express.
+const NVME_CLASS: (u8, u8, u8) = (1, 8, 2);
 
 /// Access by ports 0xcf8 and 0xcfc (PCI Local Bus 3.0, 3.2.2.3.2): segment 0, 256 bytes a function.
 #[derive(Clone, Copy, Debug)]
@@ -52,26 +54,40 @@ fn functions() -> impl Iterator<Item = PciHeader> {
     })
 }
 
-/// An edu device: who it is, and where its registers are.
+/// A function found: who it is, and where the registers of its BAR 0 are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct EduFunction {
+pub(crate) struct Function {
     pub(crate) id: DeviceId,
-    pub(crate) registers: u32,
-    pub(crate) bytes: u32,
+    pub(crate) registers: u64,
+    pub(crate) bytes: u64,
 }
 
-/// All edu devices, switched on: memory space and bus mastering.
-pub(crate) fn edu_functions() -> impl Iterator<Item = EduFunction> {
-    functions().filter(|header| header.id(ConfigPorts) == EDU).filter_map(|header| {
-        let address = header.address();
-        let mut endpoint = EndpointHeader::from_header(header, ConfigPorts)?;
-        let Some(Bar::Memory32 { address: registers, size: bytes, .. }) = endpoint.bar(0, ConfigPorts) else {
-            return None;
-        };
-        let wanted = CommandRegister::MEMORY_ENABLE | CommandRegister::BUS_MASTER_ENABLE;
-        endpoint.update_command(ConfigPorts, |command| command | wanted);
-        Some(EduFunction { id: device_id(address)?, registers, bytes })
-    })
+/// All edu devices, switched on.
+pub(crate) fn edus() -> impl Iterator<Item = Function> {
+    functions().filter(|header| header.id(ConfigPorts) == EDU).filter_map(switch_on)
+}
+
+/// The NVMe controllers, switched on.
+pub(crate) fn nvmes() -> impl Iterator<Item = Function> {
+    let class = |header: &PciHeader| {
+        let (_, base, sub, interface) = header.revision_and_class(ConfigPorts);
+        (base, sub, interface)
+    };
+    functions().filter(move |header| class(header) == NVME_CLASS).filter_map(switch_on)
+}
+
+/// Lets a function decode its BAR 0 and do DMA.
+fn switch_on(header: PciHeader) -> Option<Function> {
+    let address = header.address();
+    let mut endpoint = EndpointHeader::from_header(header, ConfigPorts)?;
+    let (registers, bytes) = match endpoint.bar(0, ConfigPorts)? {
+        Bar::Memory32 { address, size, .. } => (address.into(), size.into()),
+        Bar::Memory64 { address, size, .. } => (address, size),
+        Bar::Io { .. } => return None,
+    };
+    let wanted = CommandRegister::MEMORY_ENABLE | CommandRegister::BUS_MASTER_ENABLE;
+    endpoint.update_command(ConfigPorts, |command| command | wanted);
+    Some(Function { id: device_id(address)?, registers, bytes })
 }
 
 fn device_id(address: PciAddress) -> Option<DeviceId> {

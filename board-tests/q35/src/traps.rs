@@ -51,7 +51,8 @@ pub(crate) unsafe fn install() {
     // SAFETY: the table is not in use yet, says the caller.
     let table = unsafe { &mut *TABLE.0.get() };
     for (gate, &entry) in table.iter_mut().zip(entries) {
-        *gate = [entry & 0xffff | selector << 16 | INTERRUPT_GATE | (entry >> 16 & 0xffff) << 48, entry >> 32];
+        *gate =
+            [entry & 0xffff | selector << 16 | INTERRUPT_GATE | (entry >> 16 & 0xffff) << 48, entry >> 32];
     }
     let base = VirtAddr::from_ptr(ptr::from_ref(table));
     // SAFETY: the table is static, and each gate leads to code that never returns.

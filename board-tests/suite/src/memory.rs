@@ -11,11 +11,15 @@ use core::{
 
 use portcullis_hal::{DmaExtent, DonatedPages, PagePool, PhysAddr, PhysRange};
 
-use crate::board::{Buffer, SharedBytes};
+use crate::{
+    board::{Buffer, SharedBytes},
+    nvme,
+};
 
 /// Bytes in a small buffer.
 pub const BUFFER_BYTES: usize = 4096;
 const BUFFERS: usize = 16;
+const QUEUE_BYTES: usize = nvme::QUEUE_BYTES as usize;
 const LARGE_BYTES: usize = 2 << 20;
 const POOL_PAGES: usize = 256;
 const SPARE_PAGES: usize = 16;
@@ -25,6 +29,7 @@ const SPARE_PAGES: usize = 16;
 struct Layout {
     large: [u8; LARGE_BYTES],
     buffers: [[u8; BUFFER_BYTES]; BUFFERS],
+    queues: [u8; QUEUE_BYTES],
     pool: [[u64; 512]; POOL_PAGES],
     spare: [[u64; 512]; SPARE_PAGES],
 }
@@ -50,6 +55,7 @@ impl ImageMemory {
         let layout = Layout {
             large: [0; LARGE_BYTES],
             buffers: [[0; BUFFER_BYTES]; BUFFERS],
+            queues: [0; QUEUE_BYTES],
             pool: [[0; 512]; POOL_PAGES],
             spare: [[0; 512]; SPARE_PAGES],
         };
@@ -123,6 +129,7 @@ impl SharedBytes for Bytes {
 pub struct Buffers {
     small: [Bytes; BUFFERS],
     large: Bytes,
+    queues: Bytes,
 }
 
 impl Buffers {
@@ -133,7 +140,11 @@ impl Buffers {
             Bytes { start: unsafe { layout.cast::<u8>().add(offset) }, len }
         };
         let small = |index| bytes(offset_of!(Layout, buffers) + index * BUFFER_BYTES, BUFFER_BYTES);
-        Self { small: core::array::from_fn(small), large: bytes(offset_of!(Layout, large), LARGE_BYTES) }
+        Self {
+            small: core::array::from_fn(small),
+            large: bytes(offset_of!(Layout, large), LARGE_BYTES),
+            queues: bytes(offset_of!(Layout, queues), QUEUE_BYTES),
+        }
     }
 
     /// Small buffer `index`: see [`Board::buffer`](crate::Board::buffer).
@@ -146,6 +157,12 @@ impl Buffers {
     #[must_use]
     pub fn large(&self) -> Option<Buffer<'_>> {
         lend(&self.large)
+    }
+
+    /// Memory for the command queues of one device.
+    #[must_use]
+    pub fn queues(&self) -> Option<Buffer<'_>> {
+        lend(&self.queues)
     }
 }
 

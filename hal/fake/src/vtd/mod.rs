@@ -12,7 +12,7 @@ mod registers;
 mod state;
 mod walk;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use portcullis_hal::RegisterIo;
 
@@ -35,8 +35,9 @@ impl FakeVtd {
         Self { state: Arc::new(Mutex::new(State::new(memory, config))) }
     }
 
+    /// Goes on after a test that died inside: what it drops on the way out still needs the model.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test thread died inside the model")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The unit's registers.
@@ -76,7 +77,13 @@ impl FakeVtd {
 
     /// Lets data that was on its way arrive.
     pub fn land_posted(&self) {
-        self.lock().land_posted();
+        self.lock().land_posted(None);
+    }
+
+    /// How many of a device's writes are still on their way.
+    #[must_use]
+    pub fn posted_by(&self, requester: u16) -> usize {
+        self.lock().posted.iter().filter(|posted| posted.requester == requester).count()
     }
 
     /// Takes the notes of what software did against the manual.

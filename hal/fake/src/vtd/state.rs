@@ -26,6 +26,9 @@ pub struct Knobs {
     pub drop_iotlb_invalidations: bool,
     /// The next wait descriptor meets an invalidation time-out error (FSTS.ITE), once.
     pub time_out_once: bool,
+    /// So many descriptors are refused with an invalidation queue error (FSTS.IQE): each until software
+    /// has put another one in its place.
+    pub refuse_descriptors: u32,
     /// Every register reads as all ones and writes go nowhere.
     pub absent: bool,
 }
@@ -43,6 +46,15 @@ pub(super) struct CachedContext {
 pub(super) struct CachedLeaf {
     pub(super) phys: u64,
     pub(super) rights: u64,
+}
+
+/// A write that was translated and is still on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Posted {
+    pub(super) requester: u16,
+    pub(super) domain: u16,
+    phys: u64,
+    bytes: Vec<u8>,
 }
 
 /// Domain, level of the entry, and index of what it covers.
@@ -65,6 +77,8 @@ pub(super) struct State {
     pub(super) head: u64,
     pub(super) tail: u64,
     pub(super) queue_reads: u32,
+    /// The descriptor that was refused last: place, low and high half.
+    pub(super) refused: Option<(u64, u64, u64)>,
     pub(super) records: Vec<(u64, u64)>,
     pub(super) next_record: usize,
     /// `None` under a key: the entry was not present (caching mode).
@@ -72,7 +86,7 @@ pub(super) struct State {
     pub(super) tables: HashMap<Tag, (u64, u64)>,
     pub(super) leaves: HashMap<Tag, CachedLeaf>,
     pub(super) absent_leaves: HashMap<Tag, ()>,
-    pub(super) posted: Vec<(u64, Vec<u8>)>,
+    pub(super) posted: Vec<Posted>,
     pub(super) violations: Vec<String>,
     pub(super) descriptors: Vec<(u64, u64)>,
 }
@@ -94,6 +108,7 @@ impl State {
             head: 0,
             tail: 0,
             queue_reads: 0,
+            refused: None,
             records: vec![(0, 0); usize::from(config.fault_records)],
             next_record: 0,
             contexts: HashMap::new(),
@@ -139,14 +154,18 @@ impl State {
         while done < bytes.len() {
             let (address, length) = step(iova, done, bytes.len());
             let phys = self.reach(requester, address, true)?;
-            self.posted.push((phys, bytes[done..done + length].to_vec()));
+            let bytes = bytes[done..done + length].to_vec();
+            let domain = self.contexts.get(&requester).copied().flatten().map_or(0, |context| context.domain);
+            self.posted.push(Posted { requester, domain, phys, bytes });
             done += length;
         }
         Ok(())
     }
 
-    pub(super) fn land_posted(&mut self) {
-        for (phys, bytes) in std::mem::take(&mut self.posted) {
+    /// Lets the writes arrive that are on their way in a domain, or all.
+    pub(super) fn land_posted(&mut self, domain: Option<u16>) {
+        let due = |posted: &mut Posted| domain.is_none_or(|domain| posted.domain == domain);
+        for Posted { phys, bytes, .. } in self.posted.extract_if(.., due) {
             self.memory.write(phys, &bytes);
         }
     }
