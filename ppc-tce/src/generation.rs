@@ -18,8 +18,8 @@ pub enum Generation {
 /// How the bridge tells that a kill is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KillCompletion {
-    /// It does not: the register is read back, so that the write has reached the bridge before
-    /// anything later. Unproved on real PHB3: no source that was read waits for more.
+    /// It does not: the register is read back after each kill, so that the write has reached the bridge
+    /// before anything later. Unproved on real PHB3: no source that was read waits for more.
     ReadBack,
     /// Kill status in QUIESCE_DMA, then the DMA read sync.
     Status,

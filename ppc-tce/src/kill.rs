@@ -67,14 +67,19 @@ impl<R: RegisterIo> KillRegister<R> {
         cache.store_barrier();
         let held = TimedOut { register: TCE_KILL as u32, bits: 0 };
         let _owner = wait_until(clock, self.limit, held, || self.owner.try_lock())?;
+        let completion = self.generation.kill_completion();
         for command in commands {
-            if self.generation.kill_completion() == KillCompletion::Status {
+            if completion == KillCompletion::Status {
                 self.wait(clock, TCE_KILL, TCE_KILL_SCOPE, 0)?;
             }
             self.registers.write64(TCE_KILL, command);
+            if completion == KillCompletion::ReadBack {
+                // Each one: nothing says that the register holds a second kill.
+                self.read(TCE_KILL)?;
+            }
         }
-        match self.generation.kill_completion() {
-            KillCompletion::ReadBack => self.read(TCE_KILL).map(|_| ()),
+        match completion {
+            KillCompletion::ReadBack => Ok(()),
             KillCompletion::Status => self.finish(clock),
         }
     }
