@@ -8,7 +8,8 @@ pub trait CacheMaintenance {
     /// Writes back every cache line that holds part of `memory` and waits until memory has it.
     fn write_back<T>(&self, memory: &[T]);
 
-    /// Orders all earlier stores, to memory and to registers, before all later ones.
+    /// Orders all earlier loads and stores, to memory and to registers, before all later ones: a full
+    /// barrier, stores before later loads included.
     fn store_barrier(&self);
 
     /// Writes back and invalidates all caches of the calling CPU: what a guest's WBINVD asks for.

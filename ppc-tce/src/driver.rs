@@ -79,13 +79,17 @@ where
     C: Clock,
     K: CacheMaintenance,
 {
-    /// Takes a bridge that firmware has initialised: closes every window of every PE, bypass included,
-    /// and kills all TCEs. Afterwards no device behind it reaches memory.
+    /// Takes a bridge that firmware has initialised: checks its set-up, closes every window of every PE,
+    /// bypass included, and kills all TCEs. Afterwards no device behind it reaches memory.
+    ///
+    /// Every function must still be in the reserved PE, where firmware's reset of the bridge puts it:
+    /// firmware has no call that tells, and a function left in another PE would share it with the device
+    /// that the PE is given to.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a `pe_count` that the generation does not have, or a reserved PE
-    /// beyond it; [`Error::Hardware`] when firmware refused or the bridge is fenced; [`Error::Timeout`]
-    /// when the kill was not confirmed.
+    /// beyond it; [`Error::Hardware`] when firmware refused, the bridge is fenced, or PHB Control lacks
+    /// what erratum HW557787 asks for; [`Error::Timeout`] when the kill was not confirmed.
     pub fn bring_up(
         firmware: F,
         registers: R,
@@ -98,10 +102,11 @@ where
         if count < 2 || count > config.generation.max_pes() || config.reserved_pe.0 >= count {
             return Err(Error::Unsupported { value: u64::from(count) });
         }
+        let kill = KillRegister::new(registers, config.generation, config.kill_limit);
+        kill.check_set_up()?;
         for pe in 0..count {
             window::unset_all(&firmware, PeNumber(pe))?;
         }
-        let kill = KillRegister::new(registers, config.generation, config.kill_limit);
         kill.kill_all(&clock, &cache)?;
         Ok(Self {
             firmware,
@@ -137,7 +142,8 @@ where
     }
 
     /// Kills what any device may have cached of a context. A PE that joins meanwhile has cached nothing
-    /// older than the caller's stores: `connect` notes the context before it opens the window.
+    /// older than the caller's stores: `connect` notes the context before it opens the window, and the
+    /// barriers on both sides order stores before loads.
     fn kill_context(&self, context: &Context) -> Result<(), Error> {
         self.cache.store_barrier();
         self.check_health()?;

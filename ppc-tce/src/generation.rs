@@ -18,8 +18,8 @@ pub enum Generation {
 /// How the bridge tells that a kill is finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KillCompletion {
-    /// It does not: the register is read back after each kill, so that the write has reached the bridge
-    /// before anything later. Unproved on real PHB3: no source that was read waits for more.
+    /// It does not: the register is read back, so that the write has reached the bridge before
+    /// anything later. Unproved on real PHB3: no source that was read waits for more.
     ReadBack,
     /// Kill status in QUIESCE_DMA, then the DMA read sync.
     Status,
@@ -32,6 +32,15 @@ pub enum SyncRestart {
     StartClears,
     /// Completion bits that read as 1 are written back as 1 beside the start bit.
     WriteBack,
+}
+
+/// What erratum HW557787 asks of the bridge's set-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineBuffer {
+    /// The generation has no TCE cache line buffer.
+    Absent,
+    /// It has one, which must be off: it may serve TCEs that were killed.
+    MustBeOff,
 }
 
 impl Generation {
@@ -60,6 +69,15 @@ impl Generation {
         match self {
             Self::Phb3 => 50,
             Self::Phb4 | Self::Phb5 => 56,
+        }
+    }
+
+    /// Whether firmware must have switched a TCE cache line buffer off.
+    #[must_use]
+    pub const fn line_buffer(self) -> LineBuffer {
+        match self {
+            Self::Phb3 => LineBuffer::Absent,
+            Self::Phb4 | Self::Phb5 => LineBuffer::MustBeOff,
         }
     }
 

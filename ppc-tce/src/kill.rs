@@ -11,10 +11,11 @@ use portcullis_iommu::Error;
 
 use crate::{
     firmware::PeNumber,
-    generation::{Generation, KillCompletion, SyncRestart},
+    generation::{Generation, KillCompletion, LineBuffer, SyncRestart},
     spec::registers::{
-        DMA_SYNC, DMA_SYNC_READ_COMPLETE, DMA_SYNC_READ_START, DMA_SYNC_WRITE_COMPLETE, FENCED, QUIESCE_DMA,
-        QUIESCE_DMA_KILL_STATUS, TCE_KILL, TCE_KILL_ALL, TCE_KILL_PE, TCE_KILL_PE_NUMBER, TCE_KILL_SCOPE,
+        CONTROL, CONTROL_LINE_BUFFER_OFF, CONTROL_TVT_SELECT, DMA_SYNC, DMA_SYNC_READ_COMPLETE,
+        DMA_SYNC_READ_START, DMA_SYNC_WRITE_COMPLETE, FENCED, QUIESCE_DMA, QUIESCE_DMA_KILL_STATUS, TCE_KILL,
+        TCE_KILL_ALL, TCE_KILL_PE, TCE_KILL_PE_NUMBER, TCE_KILL_SCOPE,
     },
 };
 
@@ -32,6 +33,21 @@ impl<R: RegisterIo> KillRegister<R> {
     #[must_use]
     pub const fn new(registers: R, generation: Generation, limit: Duration) -> Self {
         Self { registers, generation, limit, owner: Mutex::new(()) }
+    }
+
+    /// Checks what firmware owes the kills: two TVEs a PE, and the line buffer of erratum HW557787 off.
+    ///
+    /// # Errors
+    /// [`Error::Hardware`] with PHB Control and its value (all ones: the bridge is fenced).
+    pub fn check_set_up(&self) -> Result<(), Error> {
+        if self.generation.line_buffer() == LineBuffer::Absent {
+            return Ok(());
+        }
+        let value = self.read(CONTROL)?;
+        if value & (CONTROL_TVT_SELECT | CONTROL_LINE_BUFFER_OFF) == CONTROL_LINE_BUFFER_OFF {
+            return Ok(());
+        }
+        Err(Error::Hardware { source: CONTROL as u32, code: value as i64 })
     }
 
     /// Kills all TCEs of these PEs and waits until the bridge has confirmed it and earlier translated
@@ -67,20 +83,28 @@ impl<R: RegisterIo> KillRegister<R> {
         cache.store_barrier();
         let held = TimedOut { register: TCE_KILL as u32, bits: 0 };
         let _owner = wait_until(clock, self.limit, held, || self.owner.try_lock())?;
-        let completion = self.generation.kill_completion();
         for command in commands {
-            if completion == KillCompletion::Status {
-                self.wait(clock, TCE_KILL, TCE_KILL_SCOPE, 0)?;
-            }
-            self.registers.write64(TCE_KILL, command);
-            if completion == KillCompletion::ReadBack {
-                // Each one: nothing says that the register holds a second kill.
-                self.read(TCE_KILL)?;
-            }
+            self.send(command, clock)?;
         }
-        match completion {
+        match self.generation.kill_completion() {
             KillCompletion::ReadBack => Ok(()),
             KillCompletion::Status => self.finish(clock),
+        }
+    }
+
+    /// Writes one kill when the bridge can take it. Reading each back keeps PHB3, which has no status, from
+    /// being sent a second one before the first has arrived.
+    fn send(&self, command: u64, clock: &impl Clock) -> Result<(), Error> {
+        match self.generation.kill_completion() {
+            KillCompletion::ReadBack => {
+                self.registers.write64(TCE_KILL, command);
+                self.read(TCE_KILL).map(|_| ())
+            }
+            KillCompletion::Status => {
+                self.wait(clock, TCE_KILL, TCE_KILL_SCOPE, 0)?;
+                self.registers.write64(TCE_KILL, command);
+                Ok(())
+            }
         }
     }
 

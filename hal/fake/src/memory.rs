@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use portcullis_hal::{CacheMaintenance, Clock, PhysAddr, TableMemory, table_memory::TABLE_PAGE_CELLS};
+use portcullis_hal::{
+    CacheMaintenance, Clock, DmaExtent, PhysAddr, PhysRange, TableMemory, table_memory::TABLE_PAGE_CELLS,
+};
 
 /// Cells of 8 bytes in one cache line.
 const LINE_CELLS: usize = 8;
@@ -53,6 +55,23 @@ impl FakeMemory {
         assert!(end <= self.part.end, "the part lies inside");
         let base = PhysAddr::new(self.base.as_u64() + first_page as u64 * 4096);
         Self { part: start..end, base, ..self.clone() }
+    }
+
+    /// Memory that a device may be pointed at: `pages` pages from page `first_page` of this region.
+    #[must_use]
+    pub fn extent(&self, first_page: usize, pages: usize) -> DmaExtent {
+        let part = self.part(first_page, pages);
+        let range = PhysRange::new(part.base, pages as u64 * 4096).expect("a part is no empty range");
+        // SAFETY: the memory is made of atomic cells on the heap that only a model's device reaches by
+        // this address; no Rust reference to anything else lies in it.
+        unsafe { DmaExtent::new(range) }
+    }
+
+    /// Lets table walkers see all stores so far.
+    pub fn drain(&self) {
+        for (cell, seen) in self.cells.iter().zip(self.written_back.iter()) {
+            seen.store(cell.load(Ordering::Acquire), Ordering::Release);
+        }
     }
 
     fn index(&self, address: u64) -> Option<usize> {
@@ -178,8 +197,6 @@ impl CacheMaintenance for FakeCache {
     }
 
     fn write_back_all(&self) {
-        for (cell, seen) in self.memory.cells.iter().zip(self.memory.written_back.iter()) {
-            seen.store(cell.load(Ordering::Acquire), Ordering::Release);
-        }
+        self.memory.drain();
     }
 }

@@ -26,6 +26,13 @@ pub const TCE_KILL_PE_NUMBER: u64 = bits(55, 63);
 /// In [`TCE_KILL`]: a kill was not queued yet.
 pub const TCE_KILL_SCOPE: u64 = TCE_KILL_ALL | TCE_KILL_PE | TCE_KILL_ONE;
 
+/// PHB Control (PHB4, PHB5; PHB3 has other bits there).
+pub const CONTROL: usize = 0x810;
+/// In [`CONTROL`]: how many TVEs a PE has; 0 stands for two, chosen by address bit 59.
+pub const CONTROL_TVT_SELECT: u64 = bits(17, 19);
+/// In [`CONTROL`]: the TCE cache line buffer is off, as erratum HW557787 wants it.
+pub const CONTROL_LINE_BUFFER_OFF: u64 = bit(21);
+
 /// Quiesce DMA (PHB4, PHB5).
 pub const QUIESCE_DMA: usize = 0x888;
 /// In [`QUIESCE_DMA`]: queued kills are not finished.

@@ -13,8 +13,12 @@
 //! table keeps it: later mappings of 2 MiB there are made of 4 KiB entries.
 
 mod change;
+mod filler;
+mod leaves;
+mod request;
 mod reservation;
 mod slots;
+mod write_back;
 
 use portcullis_hal::{
     Access, CacheMaintenance, Iova, IovaRange, PhysAddr, TableMemory,
@@ -30,6 +34,8 @@ use crate::{
     table_access::{TableAccess, need_pages},
 };
 
+/// Bytes of the smallest page.
+const PAGE: u64 = 4096;
 /// Entries in one table.
 const ENTRIES: u64 = TABLE_PAGE_CELLS as u64;
 /// I/O virtual addresses that reach the interrupt logic and never a table (manual, section 3.14).
@@ -80,7 +86,7 @@ impl SecondStage {
     /// root included; `snoop` makes every page that is mapped cache-coherent.
     ///
     /// # Errors
-    /// [`Error::NeedPages`] when the pool is empty; [`Error::Unsupported`] for a format that no hardware
+    /// [`Error::NeedPages`] when the pool is empty or the limit is 0; [`Error::Unsupported`] for a format that no hardware
     /// has.
     pub fn new<M: TableMemory, K: CacheMaintenance>(
         access: &TableAccess<'_, M, K>,
@@ -89,6 +95,10 @@ impl SecondStage {
         page_limit: Option<u32>,
     ) -> Result<Self, Error> {
         let aperture = check_format(format)?;
+        let page_limit = page_limit.unwrap_or(u32::MAX);
+        if page_limit == 0 {
+            return Err(Error::NeedPages { count: 1 });
+        }
         let root = access.pool.take(1).map_err(need_pages)?;
         access.write_back(access.pool.cells(&root));
         Ok(Self {
@@ -98,7 +108,7 @@ impl SecondStage {
             aperture,
             snoop: AtomicU64::new(snoop.map_or(0, |_| Pte::SNOOP)),
             pages: AtomicU32::new(1),
-            page_limit: page_limit.unwrap_or(u32::MAX),
+            page_limit,
         })
     }
 

@@ -171,3 +171,24 @@ pub(super) fn released_device_is_blocked<B: Board>(stage: &Stage<'_, B>) -> Resu
     claim.release()?;
     ensure(stage.write_blindly(0, iova, buffer)? == Effect::Blocked, "a released device reached memory")
 }
+
+/// S20: a device that keeps command queues in memory works through its context, queues and data alike;
+/// what is unmapped it does not reach.
+pub(super) fn queues_and_data_are_translated<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
+    const INDEX: usize = 2;
+    let mut claim = stage.own(INDEX, VM)?;
+    let context = stage.context(VM)?;
+    stage.attach(&mut claim, INDEX, context)?;
+    let device = stage.device(INDEX)?;
+    let queues = need(device.queues(), "the third device has no queues")?;
+    let at = stage.at(context, 0x100)?;
+    stage.map_buffer(context, at, queues, BOTH)?;
+    stage.step("start a device whose command queues are reached through the IOMMU");
+    device.start(at)?;
+    let (iova, buffer) = (stage.at(context, 0x123)?, stage.buffer(8)?);
+    stage.map(context, iova, 8, BOTH)?;
+    ensure(stage.write(INDEX, context, iova, buffer)? == Effect::Landed, "a write missed its page")?;
+    ensure(stage.read(INDEX, context, iova, buffer)? == Effect::Landed, "a read missed its page")?;
+    stage.unmap(context, iova, buffer.extent.bytes())?;
+    ensure(stage.write(INDEX, context, iova, buffer)? == Effect::Blocked, "a device reached an unmapped page")
+}

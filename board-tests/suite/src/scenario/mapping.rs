@@ -118,20 +118,7 @@ pub(super) fn exhaustion_leaves_nothing_half_done<B: Board>(stage: &Stage<'_, B>
     let before = stage.board.table_pages_free();
     let context = stage.context_like(VM, &stage.board.starved_spec())?;
     stage.attach(&mut claim, 0, context)?;
-    let mut refused = None;
-    for number in 0..TRIES {
-        let (iova, free) = (spread(stage, context, number, TRIES)?, stage.board.table_pages_free());
-        match stage.iommu().map(context, iova, stage.buffer(5)?.extent, BOTH) {
-            Ok(()) => continue,
-            Err(error) => stage.refuses("map with no table page left", Err::<(), _>(error), |error| {
-                matches!(error, Error::NeedPages { .. })
-            })?,
-        }
-        ensure(stage.board.table_pages_free() == free, "a refused map kept table pages")?;
-        refused = Some((number, iova));
-        break;
-    }
-    let (number, iova) = need(refused, "table pages never ran out")?;
+    let (number, iova) = map_until_refused(stage, context, TRIES)?;
     ensure(number > 0, "not even one mapping fitted")?;
     let buffer = stage.buffer(5)?;
     let first = spread(stage, context, 0, TRIES)?;
@@ -140,6 +127,25 @@ pub(super) fn exhaustion_leaves_nothing_half_done<B: Board>(stage: &Stage<'_, B>
     stage.detach(&mut claim, 0)?;
     stage.iommu().destroy_context(context)?;
     ensure(stage.board.table_pages_free() == before, "table pages were lost")
+}
+
+/// Maps pages far from each other until table pages run out: how many fitted, and the refused address.
+fn map_until_refused<B: Board>(
+    stage: &Stage<'_, B>,
+    context: ContextHandle,
+    tries: u64,
+) -> Result<(u64, Iova), Failure> {
+    for number in 0..tries {
+        let (iova, free) = (spread(stage, context, number, tries)?, stage.board.table_pages_free());
+        let Err(failure) = stage.map(context, iova, 5, BOTH) else { continue };
+        let error = failure.error.ok_or(failure)?;
+        stage.refuses("map with no table page left", Err::<(), _>(error), |error| {
+            matches!(error, Error::NeedPages { .. })
+        })?;
+        ensure(stage.board.table_pages_free() == free, "a refused map kept table pages")?;
+        return Ok((number, iova));
+    }
+    need(None, "table pages never ran out")
 }
 
 /// Lets the unit take the pages that it keeps for a device whatever context comes and goes.

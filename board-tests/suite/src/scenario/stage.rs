@@ -46,8 +46,8 @@ pub(super) fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure
 impl<'b, B: Board> Stage<'b, B> {
     /// `None` when the board lacks two devices or sixteen buffers.
     pub(super) fn new(board: &'b B) -> Option<Self> {
-        for index in 0..2u8 {
-            let device = board.device(index.into())?;
+        board.device(1)?;
+        for (index, device) in (0..=2u8).filter_map(|index| Some((index, board.device(index.into())?))) {
             let requester = device.id().requester.as_u16();
             board.emit(&Event::Device { index, requester, name: device.name() });
         }

@@ -56,6 +56,15 @@ impl PhbKind {
         }
     }
 
+    /// PHB Control as firmware leaves it: line buffer off (bit 21), 64 KiB interrupt pages (bit 11), two
+    /// TVEs a PE. PHB3 has none of these bits.
+    const fn control_after_reset(self) -> u64 {
+        match self {
+            Self::Phb3 => 0,
+            Self::Phb4 | Self::Phb5 => 1 << (63 - 21) | 1 << (63 - 11),
+        }
+    }
+
     const fn page_shifts(self) -> [u64; 4] {
         match self {
             Self::Phb3 => [12, 16, 24, 28],
@@ -139,6 +148,7 @@ pub(crate) struct State {
     tvt: Vec<u64>,
     cache: TceCache,
     kills: KillUnit,
+    control: u64,
     /// What froze a PE: its two words of the PE state table.
     pest: HashMap<u16, [u64; 2]>,
     fenced: bool,
@@ -164,6 +174,7 @@ impl FakePhb {
             tvt: vec![0; usize::from(kind.pes()) * 2],
             cache: TceCache::default(),
             kills: KillUnit::default(),
+            control: kind.control_after_reset(),
             pest: HashMap::new(),
             fenced: false,
             firmware_calls: 0,
@@ -186,6 +197,11 @@ impl FakePhb {
     /// Lets some part of the kill unit hang from now on, or nothing any more.
     pub fn set_hang(&self, hang: Option<Hang>) {
         self.state().kills.hang = hang;
+    }
+
+    /// Lets PHB Control read as this value: what careless firmware may leave.
+    pub fn set_control(&self, value: u64) {
+        self.state().control = value;
     }
 
     /// Fences the bridge: registers read as all ones, DMA stops.

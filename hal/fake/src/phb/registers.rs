@@ -1,4 +1,5 @@
-//! The registers around TCE kill: 64 bits wide, at offsets 0x200, 0x210 and 0x888.
+//! The registers around TCE kill: 64 bits wide, at offsets 0x200, 0x210 and 0x888; and
+//! PHB Control at 0x810, which is only read.
 
 use std::collections::VecDeque;
 
@@ -8,6 +9,7 @@ use super::{FakePhb, PhbEvent, PhbKind, State};
 
 const SYNC: usize = 0x200;
 const KILL: usize = 0x210;
+const CONTROL: usize = 0x810;
 const QUIESCE: usize = 0x888;
 
 /// How many register reads things take.
@@ -192,6 +194,7 @@ unsafe impl RegisterIo for FakePhb {
                 let busy = state.kills.slot.is_some() || !state.kills.queue.is_empty();
                 u64::from(busy) << 56
             }
+            CONTROL => state.control,
             _ => 0,
         }
     }

@@ -27,7 +27,7 @@ impl State {
                 self.fsts |= QUEUE_ERROR;
                 return;
             };
-            if self.carry_out(low, high).is_err() {
+            if self.refuses(low, high) || self.carry_out(low, high).is_err() {
                 self.fsts |= QUEUE_ERROR;
                 return;
             }
@@ -35,6 +35,18 @@ impl State {
             self.head = (self.head + 16) % self.queue_bytes();
             self.descriptors.push((low, high));
         }
+    }
+
+    fn refuses(&mut self, low: u64, high: u64) -> bool {
+        let here = (self.head, low, high);
+        if self.refused == Some(here) {
+            self.violation("the queue was restarted with the descriptor that it had refused");
+            return true;
+        }
+        let refused = self.knobs.refuse_descriptors > 0;
+        self.knobs.refuse_descriptors -= u32::from(refused);
+        self.refused = refused.then_some(here);
+        refused
     }
 
     fn carry_out(&mut self, low: u64, high: u64) -> Result<(), Bad> {

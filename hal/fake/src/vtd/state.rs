@@ -28,6 +28,9 @@ pub struct Knobs {
     pub time_out_once: bool,
     /// Devices never rest: each repeats its last write behind every descriptor that is carried out.
     pub restless: bool,
+    /// So many descriptors are refused with an invalidation queue error (FSTS.IQE): each until software
+    /// has put another one in its place.
+    pub refuse_descriptors: u32,
     /// Every register reads as all ones and writes go nowhere.
     pub absent: bool,
 }
@@ -80,6 +83,8 @@ pub(super) struct State {
     pub(super) head: u64,
     pub(super) tail: u64,
     pub(super) queue_reads: u32,
+    /// The descriptor that was refused last: place, low and high half.
+    pub(super) refused: Option<(u64, u64, u64)>,
     pub(super) records: Vec<(u64, u64)>,
     pub(super) next_record: usize,
     /// `None` under a key: the entry was not present (caching mode).
@@ -111,6 +116,7 @@ impl State {
             head: 0,
             tail: 0,
             queue_reads: 0,
+            refused: None,
             records: vec![(0, 0); usize::from(config.fault_records)],
             next_record: 0,
             contexts: HashMap::new(),

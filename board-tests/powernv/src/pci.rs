@@ -1,0 +1,137 @@
+//! PCI behind one bridge: finds the devices and gives them addresses, which skiboot leaves to the system.
+
+use heapless::Vec;
+use pci_types::{
+    Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, PciAddress, PciHeader, PciPciBridgeHeader,
+};
+use portcullis_hal::{DeviceId, RequesterId, Segment};
+
+use crate::{
+    opal,
+    tree::{Phb, Window},
+};
+
+/// QEMU's edu device.
+const EDU: (u16, u16) = (0x1234, 0x11e8);
+/// A bridge's memory base (low half) and limit (high half), in units of 1 MiB (PCI-to-PCI Bridge
+/// Architecture 1.2, 3.2.5.8).
+const MEMORY_WINDOW: u16 = 0x20;
+/// A window with base above limit forwards nothing.
+const MEMORY_WINDOW_CLOSED: u32 = 0x0000_fff0;
+/// Alignment of a bridge's window.
+const MEBIBYTE: u32 = 1 << 20;
+const MAX_BUSES: usize = 16;
+
+/// Configuration space by OPAL.
+#[derive(Clone, Copy, Debug)]
+struct OpalConfig {
+    phb: u64,
+}
+
+impl ConfigRegionAccess for OpalConfig {
+    unsafe fn read(&self, address: PciAddress, offset: u16) -> u32 {
+        requester(address)
+            .map_or(u32::MAX, |function| opal::config_read(self.phb, function.as_u16(), offset.into()))
+    }
+
+    unsafe fn write(&self, address: PciAddress, offset: u16, value: u32) {
+        if let Some(function) = requester(address) {
+            opal::config_write(self.phb, function.as_u16(), offset.into(), value);
+        }
+    }
+}
+
+/// An edu device: who it is, and where the CPU finds its registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EduFunction {
+    pub(crate) id: DeviceId,
+    pub(crate) registers: u64,
+    pub(crate) bytes: usize,
+}
+
+/// Finds up to two edu devices, places them in the bridge's window and switches them on.
+pub(crate) fn edu_functions(phb: &Phb) -> Vec<EduFunction, 2> {
+    let access = OpalConfig { phb: phb.id };
+    let (mut bridges, mut found) = (Vec::<PciPciBridgeHeader, MAX_BUSES>::new(), Vec::new());
+    let mut free = u64::from(phb.window.pci);
+    let mut buses = Vec::<u8, MAX_BUSES>::from_array([0]);
+    while let Some(bus) = buses.pop() {
+        for header in functions(access, bus) {
+            if header.id(access) == EDU {
+                let _ =
+                    place(access, header, &phb.window, &mut free, &mut bridges).map(|edu| found.push(edu));
+            } else if let Some(bridge) = PciPciBridgeHeader::from_header(header, access) {
+                close(access, &bridge);
+                let _ = buses.push(bridge.secondary_bus_number(access));
+                let _ = bridges.push(bridge);
+            }
+        }
+    }
+    found
+}
+
+/// All functions on a bus that answer.
+fn functions(access: OpalConfig, bus: u8) -> impl Iterator<Item = PciHeader> {
+    (0..32).flat_map(move |device| {
+        let header = move |function| PciHeader::new(PciAddress::new(0, bus, device, function));
+        let answers = move |header: &PciHeader| header.id(access).0 != u16::MAX;
+        let several = answers(&header(0)) && header(0).has_multiple_functions(access);
+        (0..if several { 8 } else { 1 }).map(header).filter(answers)
+    })
+}
+
+/// Gives a device the next addresses and opens the bridges on the way.
+fn place(
+    access: OpalConfig,
+    header: PciHeader,
+    window: &Window,
+    free: &mut u64,
+    bridges: &mut [PciPciBridgeHeader],
+) -> Option<EduFunction> {
+    let address = header.address();
+    let mut endpoint = EndpointHeader::from_header(header, access)?;
+    let Some(Bar::Memory32 { size, .. }) = endpoint.bar(0, access) else { return None };
+    let start = free.next_multiple_of(size.max(MEBIBYTE).into());
+    let end = start + u64::from(size);
+    if end > u64::from(window.pci) + window.bytes {
+        return None;
+    }
+    *free = end.next_multiple_of(MEBIBYTE.into());
+    // SAFETY: the range lies in the bridge's window and was given to nobody else.
+    unsafe { endpoint.write_bar(0, access, start as usize) }.ok()?;
+    for bridge in bridges.iter_mut() {
+        if (bridge.secondary_bus_number(access)..=bridge.subordinate_bus_number(access))
+            .contains(&address.bus())
+        {
+            open(access, bridge, start as u32, (end - 1) as u32);
+        }
+    }
+    endpoint.update_command(access, switched_on);
+    let id = DeviceId { segment: Segment(0), requester: requester(address)? };
+    Some(EduFunction { id, registers: window.cpu + (start - u64::from(window.pci)), bytes: size as usize })
+}
+
+fn switched_on(command: CommandRegister) -> CommandRegister {
+    command | CommandRegister::MEMORY_ENABLE | CommandRegister::BUS_MASTER_ENABLE
+}
+
+fn close(access: OpalConfig, bridge: &PciPciBridgeHeader) {
+    // SAFETY: a bridge's memory window; nothing behind it is in use.
+    unsafe { access.write(bridge.header().address(), MEMORY_WINDOW, MEMORY_WINDOW_CLOSED) };
+}
+
+/// Widens a bridge's memory window to hold `first..=last`.
+fn open(access: OpalConfig, bridge: &mut PciPciBridgeHeader, first: u32, last: u32) {
+    let address = bridge.header().address();
+    // SAFETY: reads a bridge's memory window.
+    let present = unsafe { access.read(address, MEMORY_WINDOW) };
+    let base = (present & 0xfff0).min(first >> 16 & 0xfff0);
+    let limit = (present >> 16 & 0xfff0).max(last >> 16 & 0xfff0);
+    // SAFETY: the window covers addresses of devices behind this bridge only: they are given out in order.
+    unsafe { access.write(address, MEMORY_WINDOW, limit << 16 | base) };
+    bridge.update_command(access, switched_on);
+}
+
+fn requester(address: PciAddress) -> Option<RequesterId> {
+    RequesterId::from_parts(address.bus(), address.device(), address.function())
+}
