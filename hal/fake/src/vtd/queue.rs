@@ -33,6 +33,7 @@ impl State {
                 self.fsts |= QUEUE_ERROR;
                 return;
             }
+            self.repeat_writes();
             self.head = (self.head + 16) % self.queue_bytes();
             self.descriptors.push((low, high));
         }
