@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
-use portcullis_suite::event;
+use portcullis_suite::event::{self, Effect, Event};
 
 use crate::{
     board::{self, Variant},
@@ -13,6 +13,7 @@ use crate::{
     error::Error,
     image::{self, ReadyBoard},
     install,
+    mappings::Mappings,
     progress::{Screen, heading, seconds, toned},
     project::Project,
     words::{self, Tone},
@@ -21,8 +22,8 @@ use crate::{
 /// What is shown.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Only this board; may be given several times
-    #[arg(long, short, value_name = "NAME")]
+    /// The boards to show; may be given several times
+    #[arg(long, short, value_name = "NAME", default_values_t = ["q35".to_owned(), "powernv9".to_owned()])]
     board: Vec<String>,
     /// Also show the boards' log messages and the firmware's text
     #[arg(long, short)]
@@ -73,9 +74,11 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
                 continue;
             }
             screen.line(&format!("\n{}", heading(&title(ready, variant))));
-            for case in cases.iter().filter(|case| is_on(case, ready, variant)) {
+            let story = cases.iter().filter(|case| is_on(case, ready, variant));
+            for (number, case) in story.enumerate() {
                 screen.now(&case.name());
-                rows.push((case.name(), show(&screen, case, ready, options.verbose)?));
+                let teller = Teller { screen: &screen, introduce: number == 0, verbose: options.verbose };
+                rows.push((case.name(), teller.show(case, ready)?));
                 screen.step();
             }
         }
@@ -97,36 +100,65 @@ fn is_on(case: &Case<'_>, ready: &ReadyBoard, variant: &Variant) -> bool {
     case.board.name == ready.board.name && case.variant.name == variant.name
 }
 
-/// Runs one case and shows each event as it comes.
-fn show(screen: &Screen, case: &Case<'_>, ready: &ReadyBoard, verbose: bool) -> Result<Ended, Error> {
-    let ended = case::run(case, ready, |said| match said {
-        Said::Event(bytes) => {
-            if let Some(event) = event::decode(bytes) {
-                let (tone, text) = words::line(&event);
-                screen.line(&format!("{}{}", indent(&event), toned(tone, &text)));
+/// Tells of one case as it runs.
+struct Teller<'s> {
+    screen: &'s Screen,
+    /// Whether the machine is described: once is enough.
+    introduce: bool,
+    verbose: bool,
+}
+
+impl Teller<'_> {
+    fn show(&self, case: &Case<'_>, ready: &ReadyBoard) -> Result<Ended, Error> {
+        let mut mappings = Mappings::default();
+        let ended = case::run(case, ready, |said| match said {
+            Said::Event(bytes) => {
+                if let Some(event) = event::decode(bytes) {
+                    mappings.follow(&event);
+                    self.event(&event, &mappings);
+                }
             }
+            Said::Log(text) | Said::Text(text) if self.verbose => self.screen.line(&format!("      {text}")),
+            _ => {}
+        })?;
+        self.witness(&ended);
+        Ok(ended)
+    }
+
+    fn event(&self, event: &Event<'_>, mappings: &Mappings) {
+        if !self.introduce && matches!(event, Event::Ready { .. } | Event::Device { .. }) {
+            return;
         }
-        Said::Log(text) | Said::Text(text) if verbose => screen.line(&format!("      {text}")),
-        _ => {}
-    })?;
-    let findings = &ended.findings;
-    if ended.passed() {
-        let text = format!(
-            "witness   QEMU's trace agrees: {} landed, {} refused, {} never translated",
-            findings.landed, findings.faulted, findings.absent
-        );
-        screen.line(&format!("    {}", toned(Tone::Good, &text)));
+        let (tone, text) = words::line(event);
+        let why = match *event {
+            Event::Dma { requester, iova, direction, effect: Effect::Blocked, .. } => mappings
+                .obstacle(requester, iova, direction)
+                .map(|why| format!(": {why}"))
+                .unwrap_or_default(),
+            _ => String::new(),
+        };
+        self.screen.line(&format!("{}{}", indent(event), toned(tone, &format!("{text}{why}"))));
     }
-    for line in ended.details() {
-        screen.line(&format!("    {}", toned(Tone::Bad, &line)));
+
+    fn witness(&self, ended: &Ended) {
+        let findings = &ended.findings;
+        if ended.passed() {
+            let text = format!(
+                "witness   QEMU's trace agrees: {} landed, {} refused, {} never translated",
+                findings.landed, findings.faulted, findings.absent
+            );
+            self.screen.line(&format!("    {}", toned(Tone::Good, &text)));
+        }
+        for line in ended.details() {
+            self.screen.line(&format!("    {}", toned(Tone::Bad, &line)));
+        }
     }
-    Ok(ended)
 }
 
 /// Scenarios stand out; what happens in them is set in.
-const fn indent(event: &event::Event<'_>) -> &'static str {
+const fn indent(event: &Event<'_>) -> &'static str {
     match event {
-        event::Event::Begin { .. } => "  ",
+        Event::Begin { .. } => "  ",
         _ => "    ",
     }
 }
@@ -161,11 +193,11 @@ fn summary(rows: &[(String, Ended)]) -> Table {
 fn transfers(ended: &Ended) -> (usize, usize) {
     let effects = || {
         ended.record.events().filter_map(|event| match event {
-            event::Event::Dma { effect, .. } => Some(effect),
+            Event::Dma { effect, .. } => Some(effect),
             _ => None,
         })
     };
-    let landed = effects().filter(|effect| *effect == event::Effect::Landed).count();
+    let landed = effects().filter(|effect| *effect == Effect::Landed).count();
     (landed, effects().count() - landed)
 }
 
@@ -185,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_summary_counts_transfers_and_an_empty_demo_is_no_success() {
-        let dma = |effect| event::Event::Dma {
+        let dma = |effect| Event::Dma {
             requester: 8,
             iova: 0,
             bytes: 1,
@@ -193,7 +225,7 @@ mod tests {
             effect,
         };
         let ended = Ended {
-            record: record_of(&[dma(event::Effect::Landed), dma(event::Effect::Blocked)]),
+            record: record_of(&[dma(Effect::Landed), dma(Effect::Blocked)]),
             findings: Findings { landed: 1, ..Findings::default() },
             complaints: vec!["no".to_owned()],
             time: std::time::Duration::ZERO,

@@ -10,6 +10,7 @@ mod error;
 mod image;
 mod install;
 mod interrupt;
+mod mappings;
 mod progress;
 mod project;
 mod qemu;
