@@ -49,25 +49,38 @@ pub(crate) struct EduFunction {
     pub(crate) bytes: usize,
 }
 
-/// Finds up to two edu devices, places them in the bridge's window and switches them on.
+/// Finds the first two edu devices, places them in the bridge's window and switches them on.
 pub(crate) fn edu_functions(phb: &Phb) -> Vec<EduFunction, 2> {
     let access = OpalConfig { phb: phb.id };
-    let (mut bridges, mut found) = (Vec::<PciPciBridgeHeader, MAX_BUSES>::new(), Vec::new());
+    let (mut bridges, found) = scan(access);
+    bridges.iter().for_each(|bridge| close(access, bridge));
     let mut free = u64::from(phb.window.pci);
-    let mut buses = Vec::<u8, MAX_BUSES>::from_array([0]);
-    while let Some(bus) = buses.pop() {
-        for header in functions(access, bus) {
+    found
+        .into_iter()
+        .filter_map(|header| place(access, header, &phb.window, &mut free, &mut bridges))
+        .collect()
+}
+
+/// All bridges, and the first two edu devices in the order of their buses.
+fn scan(access: OpalConfig) -> (Vec<PciPciBridgeHeader, MAX_BUSES>, Vec<PciHeader, 2>) {
+    let (mut bridges, mut found) = (Vec::<PciPciBridgeHeader, MAX_BUSES>::new(), Vec::new());
+    let mut next = 0;
+    let mut bus = Some(0);
+    while let Some(number) = bus {
+        for header in functions(access, number) {
             if header.id(access) == EDU {
-                let _ =
-                    place(access, header, &phb.window, &mut free, &mut bridges).map(|edu| found.push(edu));
+                let _ = found.push(header);
             } else if let Some(bridge) = PciPciBridgeHeader::from_header(header, access) {
-                close(access, &bridge);
-                let _ = buses.push(bridge.secondary_bus_number(access));
-                let _ = bridges.push(bridge);
+                // Firmware numbers buses upwards; anything else would be scanned twice.
+                if bridge.secondary_bus_number(access) > number {
+                    let _ = bridges.push(bridge);
+                }
             }
         }
+        bus = bridges.get(next).map(|bridge| bridge.secondary_bus_number(access));
+        next += 1;
     }
-    found
+    (bridges, found)
 }
 
 /// All functions on a bus that answer.
@@ -127,7 +140,7 @@ fn open(access: OpalConfig, bridge: &mut PciPciBridgeHeader, first: u32, last: u
     let present = unsafe { access.read(address, MEMORY_WINDOW) };
     let base = (present & 0xfff0).min(first >> 16 & 0xfff0);
     let limit = (present >> 16 & 0xfff0).max(last >> 16 & 0xfff0);
-    // SAFETY: the window covers addresses of devices behind this bridge only: they are given out in order.
+    // SAFETY: two devices are placed one after the other, so nothing lies between those of one bridge.
     unsafe { access.write(address, MEMORY_WINDOW, limit << 16 | base) };
     bridge.update_command(access, switched_on);
 }
