@@ -74,7 +74,17 @@ fn number_after(line: &str, key: &str, radix: u32) -> Option<u64> {
 #[derive(Default)]
 struct Mappings {
     attached: Vec<(u16, u32)>,
-    mapped: Vec<(u32, u64, u64, u64)>,
+    mapped: Vec<Mapping>,
+}
+
+/// One mapping, as the target reported it.
+#[derive(Clone, Copy)]
+struct Mapping {
+    context: u32,
+    iova: u64,
+    phys: u64,
+    bytes: u64,
+    access: u8,
 }
 
 impl Mappings {
@@ -85,25 +95,36 @@ impl Mappings {
                 self.attached.push((requester, context));
             }
             Event::Detached { requester } => self.attached.retain(|(device, _)| *device != requester),
-            Event::Mapped { context, iova, phys, bytes, .. } => {
-                self.mapped.push((context, iova, phys, bytes));
+            Event::Mapped { context, iova, phys, bytes, access } => {
+                self.mapped.push(Mapping { context, iova, phys, bytes, access });
             }
             Event::Unmapped { context, iova, bytes } => {
-                self.mapped.retain(|(of, start, ..)| {
-                    *of != context || !(iova..iova.saturating_add(bytes)).contains(start)
+                self.mapped.retain(|mapping| {
+                    mapping.context != context || !(iova..iova.saturating_add(bytes)).contains(&mapping.iova)
                 });
             }
             _ => {}
         }
     }
 
-    fn phys(&self, requester: u16, iova: u64) -> Option<u64> {
+    fn at(&self, requester: u16, iova: u64) -> Option<&Mapping> {
         let (_, context) = self.attached.iter().find(|(device, _)| *device == requester)?;
-        let inside = |(of, start, _, bytes): &&(u32, u64, u64, u64)| {
-            of == context && iova.checked_sub(*start).is_some_and(|offset| offset < *bytes)
+        let inside = |mapping: &&Mapping| {
+            mapping.context == *context
+                && iova.checked_sub(mapping.iova).is_some_and(|offset| offset < mapping.bytes)
         };
-        let (_, start, phys, _) = self.mapped.iter().rev().find(inside)?;
-        Some(phys + (iova - start))
+        self.mapped.iter().rev().find(inside)
+    }
+
+    fn phys(&self, requester: u16, iova: u64) -> Option<u64> {
+        self.at(requester, iova).map(|mapping| mapping.phys + (iova - mapping.iova))
+    }
+
+    /// Whether the device's own context lets the transfer through: then what it did not reach was a page
+    /// of somebody else.
+    fn allow(&self, transfer: Transfer) -> bool {
+        let needed = if transfer.direction == Direction::Read { 1 } else { 2 };
+        self.at(transfer.requester, transfer.iova).is_some_and(|mapping| mapping.access & needed != 0)
     }
 }
 
