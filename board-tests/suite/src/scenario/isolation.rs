@@ -124,7 +124,8 @@ pub(super) fn two_contexts_are_separate<B: Board>(stage: &Stage<'_, B>) -> Resul
     ensure(stage.read(1, theirs, own, stage.buffer(12)?)? == Effect::Blocked, "device 1 used VM 1's mapping")
 }
 
-/// S13: a switched device sees the new context only, although hardware had the old one cached.
+/// S13: a switched device sees the new context only, although hardware had the old one cached; the old
+/// handle is refused although its slot is used again.
 pub(super) fn context_switch<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     let mut claim = stage.own(0, VM)?;
     let (old, new) = (stage.context(VM)?, stage.context(VM)?);
@@ -143,6 +144,8 @@ pub(super) fn context_switch<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failu
         "a write reached the old context",
     )?;
     stage.iommu().destroy_context(old)?;
+    let next = stage.context(VM)?;
+    ensure(next.slot() == old.slot(), "the slot was not used again")?;
     stage.refuses(
         "map through a stale handle",
         stage.iommu().map(old, iova, stage.buffer(1)?.extent, BOTH),

@@ -57,9 +57,10 @@ fn vtd_boards() -> Vec<Description> {
     let usual = VtdConfig::default();
     let vtd =
         |name, offers, config, habits| Description { name, offers, build: Build::Vtd { config, habits } };
-    let prompt = VtdHabits { slow: 0, starved: STARVED };
-    let slow = VtdHabits { slow: 7, starved: STARVED };
-    let small = VtdHabits { slow: 0, starved: None };
+    let calm = VtdHabits { slow: 0, restless: false, starved: STARVED };
+    let restless = VtdHabits { restless: true, ..calm };
+    let slow = VtdHabits { slow: 7, ..restless };
+    let small = VtdHabits { starved: None, ..restless };
     let narrow = VtdConfig { guest_bits: 39, widths: 0b0010, ..usual };
     let plain = VtdConfig { snoop_control: false, ..usual };
     let caching = VtdConfig { caching_mode: true, ..usual };
@@ -72,9 +73,9 @@ fn vtd_boards() -> Vec<Description> {
         ..usual
     };
     vec![
-        vtd("q35-snoop", wide | Requires::SNOOP_CONTROL, usual, prompt),
-        vtd("q35-no-snoop", wide | Requires::NO_SNOOP_CONTROL, plain, prompt),
-        vtd("q35-39-bit", common | Requires::WIDTH_39 | Requires::SNOOP_CONTROL, narrow, prompt),
+        vtd("q35-snoop", wide | Requires::SNOOP_CONTROL, usual, calm),
+        vtd("q35-no-snoop", wide | Requires::NO_SNOOP_CONTROL, plain, restless),
+        vtd("q35-39-bit", common | Requires::WIDTH_39 | Requires::SNOOP_CONTROL, narrow, restless),
         vtd("vtd-caching-mode", wide | Requires::SNOOP_CONTROL, caching, small),
         vtd("vtd-early-and-slow", wide | Requires::NO_SNOOP_CONTROL, early, slow),
     ]

@@ -65,7 +65,7 @@ impl TceBoard {
 fn leave_windows_open(bridge: &FakePhb, kind: PhbKind, machine: &Machine) {
     let (page, table) = (IoPageSize::SIZE_64K, machine.leftover_table());
     for number in 0..LEFTOVER_TCES {
-        let tce = number * page.bytes() | READ_WRITE;
+        let tce = (number * page.bytes()) | READ_WRITE;
         assert!(machine.memory.write(table.as_u64() + number * 8, &tce.to_be_bytes()));
     }
     for pe in 0..kind.pes() {
