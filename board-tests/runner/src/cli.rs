@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Demo(demo::Options),
     /// Show what the machine lacks, or install it
     Install(install::Options),
+    /// Check at link time that no panic is reachable from the libraries
+    PanicCheck,
     /// Run all tests: host, doc and every board scenario, each with name, time and verdict
     Test(test::Options),
 }

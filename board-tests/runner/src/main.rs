@@ -11,6 +11,7 @@ mod image;
 mod install;
 mod interrupt;
 mod mappings;
+mod panic_check;
 mod progress;
 mod project;
 mod qemu;
@@ -55,6 +56,7 @@ fn run(command: &Command) -> Result<bool, Error> {
     match command {
         Command::Demo(options) => demo::run(&project, options),
         Command::Install(options) => install::run(&board::load_all(&project.boards())?, options),
+        Command::PanicCheck => panic_check::run(&project),
         Command::Test(options) => test::run(&project, options),
     }
 }
