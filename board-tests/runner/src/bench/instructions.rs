@@ -29,6 +29,8 @@ pub(super) struct Limit {
     units: u64,
     /// Instructions that are allowed for one unit.
     at_most: f64,
+    /// Where it is meant to be, when that is less.
+    goal: Option<f64>,
 }
 
 const fn default_times() -> [u64; 2] {
@@ -57,6 +59,7 @@ impl Limit {
             what: format!("{} {}", self.package, self.operation),
             measured: format!("{each:.1} instructions{unit}"),
             limit: format!("{}", self.at_most),
+            goal: self.goal.map(|goal| goal.to_string()).unwrap_or_default(),
             holds: each > 0.0 && each <= self.at_most,
         }
     }
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
 
     fn limit(times: [u64; 2], units: u64) -> Limit {
-        Limit { package: "p".into(), operation: "map".into(), times, units, at_most: 90.0 }
+        Limit { package: "p".into(), operation: "map".into(), times, units, at_most: 90.0, goal: None }
     }
 
     #[test]

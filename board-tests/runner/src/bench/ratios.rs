@@ -24,6 +24,8 @@ pub(super) struct Limit {
     to: String,
     /// How many times as long it may take.
     at_most: f64,
+    /// Where it is meant to be, when that is less.
+    goal: Option<f64>,
 }
 
 /// What criterion leaves behind for a benchmark.
@@ -67,6 +69,7 @@ impl Limit {
             what: format!("{} {} to {}", self.package, self.bench, self.to),
             measured: format!("{ratio:.2} ({time:.1} ns to {reference:.1} ns)"),
             limit: format!("{}", self.at_most),
+            goal: self.goal.map(|goal| goal.to_string()).unwrap_or_default(),
             holds: ratio <= self.at_most,
         }
     }
@@ -93,7 +96,8 @@ mod tests {
         std::fs::write(new.join("estimates.json"), r#"{"median":{"point_estimate":4.5,"x":1}}"#).unwrap();
         assert_eq!(time(folder.path(), "map/sequential").unwrap(), 4.5);
         assert!(time(folder.path(), "map/other").is_err());
-        let limit = Limit { package: "p".into(), bench: "map".into(), to: "store".into(), at_most: 3.0 };
+        let limit =
+            Limit { package: "p".into(), bench: "map".into(), to: "store".into(), at_most: 3.0, goal: None };
         assert!(limit.row(4.5, 1.5).holds);
         assert!(!limit.row(4.6, 1.5).holds);
         assert!(!limit.row(f64::NAN, 1.5).holds);
