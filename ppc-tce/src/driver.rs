@@ -147,6 +147,11 @@ where
     fn kill_context(&self, context: &Context) -> Result<(), Error> {
         self.cache.store_barrier();
         self.check_health()?;
+        if self.pes.may_have_slots(context.id) { self.kill_slots_of(context) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn kill_slots_of(&self, context: &Context) -> Result<(), Error> {
         let mut slots = self.pes.slots_of(context.id).peekable();
         if slots.peek().is_none() {
             return Ok(());
@@ -286,9 +291,6 @@ where
         extent: DmaExtent,
         access: Access,
     ) -> Result<(), Error> {
-        if access.is_empty() {
-            return Err(Error::NoAccess);
-        }
         let entries = context.entries(iova, extent.bytes())?;
         let address = extent.start();
         if !address.is_aligned(context.page_size()) {

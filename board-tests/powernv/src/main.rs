@@ -39,8 +39,8 @@ extern "C" fn image_main(tree: *const u8) -> ! {
 fn run(tree: *const u8) -> Result<(), &'static str> {
     // SAFETY: the entry code passes on what skiboot left in r3.
     let tree = unsafe { Tree::at(tree) }.ok_or("there is no device tree")?;
-    let found = tree.phbs().map(|phb| (phb, pci::edu_functions(&phb))).find(|(_, edus)| !edus.is_empty());
-    let (phb, edus) = found.ok_or("no edu device was found")?;
+    let found = tree.phbs().map(|phb| (phb, pci::edu_functions(&phb))).find(|(_, edus)| edus.is_full());
+    let (phb, edus) = found.ok_or("no bridge has two edu devices")?;
     // SAFETY: what the device tree says, made once.
     let registers = unsafe { board::registers(&phb) };
     // SAFETY: the devices were found behind this bridge, each once.

@@ -1,13 +1,55 @@
 //! `cargo boards`: builds the test images, boots them, judges what they did, and reports.
 
 mod board;
+mod case;
 mod child;
+mod cli;
 mod console;
+mod error;
+mod image;
 mod interrupt;
+mod progress;
+mod project;
 mod qemu;
 mod record;
+mod test;
 mod verdict;
 mod witness;
 mod words;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command},
+    error::Error,
+    project::Project,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = interrupt::install() {
+        eprintln!("error: Ctrl-C cannot be caught: {error}");
+        return ExitCode::FAILURE;
+    }
+    match run(&cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(advice) = error.advice() {
+                eprintln!("  {advice}");
+            }
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+/// Whether all was as expected.
+fn run(command: &Command) -> Result<bool, Error> {
+    let project = Project::find()?;
+    match command {
+        Command::Test(options) => test::run(&project, options),
+    }
+}

@@ -35,10 +35,13 @@ impl Table {
     /// caller's store barrier.
     ///
     /// # Errors
-    /// [`Error::AlreadyMapped`] with the offset in the window of the first entry in the way;
-    /// [`Error::NeedPages`]; [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
+    /// [`Error::NoAccess`] for a `tce` that leads nowhere; [`Error::AlreadyMapped`] with the offset in the
+    /// window of the first entry in the way; [`Error::NeedPages`]; [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
     #[inline]
     pub fn map<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries, tce: Tce) -> Result<(), Error> {
+        if !tce.is_valid() {
+            return Err(Error::NoAccess);
+        }
         let _exclusive = self.exclusive(entries)?;
         if let (Some(cells), true) = (self.leaf(pool, entries.first), self.in_one_table(entries)) {
             let cells = self.part(cells, entries);

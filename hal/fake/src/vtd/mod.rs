@@ -6,6 +6,7 @@
 //! that hardware would not survive or not report.
 
 mod config;
+mod dmar;
 mod fault;
 mod queue;
 mod registers;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use portcullis_hal::RegisterIo;
 
 pub use config::VtdConfig;
+pub use dmar::dmar_with_one_unit;
 pub use state::{Knobs, Posted, Reason};
 
 use crate::memory::FakeMemory;

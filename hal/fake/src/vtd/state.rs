@@ -28,7 +28,7 @@ pub struct Knobs {
     pub time_out_once: bool,
     /// Devices never rest: each repeats its last write behind every descriptor that is carried out.
     pub restless: bool,
-    /// So many descriptors are refused with an invalidation queue error (FSTS.IQE): each until software
+    /// So many descriptors that are no waits are refused with an invalidation queue error (FSTS.IQE): each until software
     /// has put another one in its place.
     pub refuse_descriptors: u32,
     /// Every register reads as all ones and writes go nowhere.
@@ -87,6 +87,7 @@ pub(super) struct State {
     pub(super) refused: Option<(u64, u64, u64)>,
     pub(super) records: Vec<(u64, u64)>,
     pub(super) next_record: usize,
+    pub(super) first_record: u32,
     /// `None` under a key: the entry was not present (caching mode).
     pub(super) contexts: HashMap<u16, Option<CachedContext>>,
     pub(super) tables: HashMap<Tag, (u64, u64)>,
@@ -119,6 +120,7 @@ impl State {
             refused: None,
             records: vec![(0, 0); usize::from(config.fault_records)],
             next_record: 0,
+            first_record: 0,
             contexts: HashMap::new(),
             tables: HashMap::new(),
             leaves: HashMap::new(),
