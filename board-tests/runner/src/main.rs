@@ -5,9 +5,13 @@ mod case;
 mod child;
 mod cli;
 mod console;
+mod demo;
 mod error;
 mod image;
+mod install;
 mod interrupt;
+mod mappings;
+mod panic_check;
 mod progress;
 mod project;
 mod qemu;
@@ -50,6 +54,9 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<bool, Error> {
     let project = Project::find()?;
     match command {
+        Command::Demo(options) => demo::run(&project, options),
+        Command::Install(options) => install::run(&board::load_all(&project.boards())?, options),
+        Command::PanicCheck => panic_check::run(&project),
         Command::Test(options) => test::run(&project, options),
     }
 }

@@ -22,6 +22,8 @@ const TABLES: usize = 64;
 const TABLE_PAGES: usize = 128;
 const SPARE_TABLES: usize = 256;
 const SPARE_TABLE_PAGES: usize = 16;
+/// Commands for a device that takes them from memory.
+const QUEUE: usize = 321;
 /// A table that some earlier system left behind.
 const LEFTOVER: usize = 320;
 const LARGE: usize = 512;
@@ -76,6 +78,11 @@ impl Machine {
         address(LEFTOVER)
     }
 
+    /// A page for a device's command queue.
+    pub fn queue(&self) -> Piece {
+        Piece::new(&self.memory, QUEUE, 1)
+    }
+
     pub fn buffer(&self, index: usize) -> Option<Buffer<'_>> {
         self.buffers.get(index).map(Piece::as_buffer)
     }
@@ -125,7 +132,7 @@ fn byte_at(memory: &FakeMemory, address: u64) -> u8 {
 }
 
 /// A piece of memory that devices may be pointed at.
-struct Piece {
+pub struct Piece {
     memory: FakeMemory,
     extent: DmaExtent,
 }
@@ -139,7 +146,7 @@ impl Piece {
         Self { memory: memory.clone(), extent }
     }
 
-    fn as_buffer(&self) -> Buffer<'_> {
+    pub fn as_buffer(&self) -> Buffer<'_> {
         Buffer { extent: self.extent, bytes: self }
     }
 

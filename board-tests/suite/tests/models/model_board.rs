@@ -52,7 +52,7 @@ pub fn boards() -> Vec<Description> {
 }
 
 fn vtd_boards() -> Vec<Description> {
-    let common = Requires::VTD | Requires::FAULT_LOG | Requires::CONFIRMATION;
+    let common = Requires::VTD | Requires::FAULT_LOG | Requires::CONFIRMATION | Requires::QUEUE_DEVICE;
     let wide = common | Requires::WIDTH_48;
     let usual = VtdConfig::default();
     let vtd =
@@ -81,6 +81,7 @@ fn vtd_boards() -> Vec<Description> {
     ]
 }
 
+/// No queue device: a blocked transfer freezes its PE, so that it could not complete the command.
 fn tce_boards() -> Vec<Description> {
     let offers = Requires::TCE | Requires::FAULT_LOG;
     let tce = |name, offers, how| Description { name, offers, build: Build::Tce(how) };
