@@ -48,7 +48,7 @@ impl SecondStage {
         if (physical + (bytes - 1)) >> self.format.physical_bits != 0 {
             return Err(Error::PhysicalTooWide { address: physical });
         }
-        if access.is_empty() {
+        if !access.intersects(Access::all()) {
             return Err(Error::NoAccess);
         }
         let delta = physical.wrapping_sub(span.first);
