@@ -48,7 +48,7 @@ pub(crate) fn pool() -> Pool {
 }
 
 /// Tables in a pool, on a unit that snoops.
-#[inline]
+#[inline(always)]
 pub(crate) fn access(pool: &Pool) -> Tables<'_> {
     TableAccess::new(pool, None)
 }
@@ -62,44 +62,44 @@ pub(crate) fn warm(pool: &Pool) -> SecondStage {
     tables
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn iova(page: u64) -> Iova {
     Iova::new(FIRST + page * PAGE)
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn range(page: u64, pages: u64) -> IovaRange {
     IovaRange::new(iova(page), pages * PAGE).expect("inside")
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn extent_at(physical: u64, bytes: u64) -> DmaExtent {
     let range = PhysRange::new(PhysAddr::new(physical), bytes).expect("inside");
     // SAFETY: there is no device in this process that could use it.
     unsafe { DmaExtent::new(range) }
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn extent(page: u64, pages: u64) -> DmaExtent {
     extent_at(PHYSICAL + page * PAGE, pages * PAGE)
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn map(tables: &SecondStage, access: &Tables<'_>, page: u64, pages: u64) {
     tables.map(access, iova(page), extent(page, pages), RIGHTS).expect("free, and tables exist");
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn map_exclusive(tables: &mut SecondStage, access: &Tables<'_>, page: u64, pages: u64) {
     tables.map_exclusive(access, iova(page), extent(page, pages), RIGHTS).expect("free, and tables exist");
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn unmap(tables: &SecondStage, access: &Tables<'_>, page: u64, pages: u64) {
     assert_eq!(tables.unmap(access, range(page, pages)), Ok(pages * PAGE));
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn unmap_exclusive(tables: &mut SecondStage, access: &Tables<'_>, page: u64, pages: u64) {
     assert_eq!(tables.unmap_exclusive(access, range(page, pages)), Ok(pages * PAGE));
 }

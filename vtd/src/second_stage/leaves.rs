@@ -1,4 +1,4 @@
-//! Runs of leaf entries in one table.
+//! Runs of leaf entries in one table, whose slot is busy.
 
 use portcullis_hal::{
     CacheMaintenance, TableMemory,
@@ -6,8 +6,11 @@ use portcullis_hal::{
 };
 use portcullis_iommu::Error;
 
-use super::{index, slots::Span};
+use super::{PAGE, index, slots::Span};
 use crate::{spec::entries::Pte, table_access::TableAccess};
+
+/// Entries that are looked at, or stored, in one go: a cache line.
+const LINE: usize = 8;
 
 /// The leaf entries of `part` in the table that a level-2 entry points to.
 #[inline]
@@ -20,21 +23,65 @@ pub(super) fn leaves<'t, M: TableMemory, K: CacheMaintenance>(
     tables.entries(pte.address(), first, index(part.last, 1) + 1 - first)
 }
 
+/// Whether no entry maps anything.
+#[inline]
+pub(super) fn is_empty(entries: &[AtomicU64]) -> bool {
+    let (lines, rest) = entries.as_chunks::<LINE>();
+    let mut seen = 0;
+    for line in lines {
+        for entry in line {
+            seen |= entry.load(Ordering::Relaxed);
+        }
+        if seen != 0 {
+            return false;
+        }
+    }
+    rest.iter().fold(seen, |seen, entry| seen | entry.load(Ordering::Relaxed)) == 0
+}
+
 /// Index of the first entry that is not empty.
 #[inline]
 pub(super) fn first_present(entries: &[AtomicU64]) -> Option<usize> {
+    if is_empty(entries) {
+        return None;
+    }
     entries.iter().position(|entry| entry.load(Ordering::Relaxed) != 0)
+}
+
+/// Stores entries for consecutive pages, the first of which is `value`.
+#[inline]
+pub(super) fn fill(entries: &[AtomicU64], value: u64) {
+    let (lines, rest) = entries.as_chunks::<LINE>();
+    let mut value = value;
+    for line in lines {
+        for (entry, offset) in line.iter().zip(0..) {
+            entry.store(value + offset * PAGE, Ordering::Relaxed);
+        }
+        value += LINE as u64 * PAGE;
+    }
+    for entry in rest {
+        entry.store(value, Ordering::Relaxed);
+        value += PAGE;
+    }
 }
 
 /// Clears entries; returns how many held something.
 #[inline]
 pub(super) fn clear(entries: &[AtomicU64]) -> u64 {
+    let (lines, rest) = entries.as_chunks::<LINE>();
     let mut cleared = 0;
-    for entry in entries {
-        if entry.load(Ordering::Relaxed) != 0 {
-            entry.store(0, Ordering::Relaxed);
-            cleared += 1;
+    for line in lines {
+        for entry in line {
+            cleared += clear_one(entry);
         }
     }
-    cleared
+    cleared + rest.iter().map(clear_one).sum::<u64>()
+}
+
+/// Clears an entry; returns how many held something.
+#[inline]
+fn clear_one(entry: &AtomicU64) -> u64 {
+    let held = entry.load(Ordering::Relaxed) != 0;
+    entry.store(0, Ordering::Relaxed);
+    u64::from(held)
 }
