@@ -69,19 +69,21 @@ pub(super) fn fill(entries: &[AtomicU64], value: u64) {
 #[inline]
 pub(super) fn clear(entries: &[AtomicU64]) -> u64 {
     let (lines, rest) = entries.as_chunks::<LINE>();
-    let mut cleared = 0;
-    for line in lines {
-        for entry in line {
-            cleared += clear_one(entry);
-        }
-    }
-    cleared + rest.iter().map(clear_one).sum::<u64>()
+    let cleared = lines.iter().map(clear_line).sum::<u64>() + count(rest);
+    rest.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    cleared
 }
 
-/// Clears an entry; returns how many held something.
 #[inline]
-fn clear_one(entry: &AtomicU64) -> u64 {
-    let held = entry.load(Ordering::Relaxed) != 0;
-    entry.store(0, Ordering::Relaxed);
-    u64::from(held)
+fn clear_line(line: &[AtomicU64; LINE]) -> u64 {
+    // An entry has bit 63 clear, so one less has it set only where the entry is 0.
+    let holes = line.iter().fold(0, |holes, entry| holes | entry.load(Ordering::Relaxed).wrapping_sub(1));
+    let held = if holes >> 63 == 0 { LINE as u64 } else { count(line) };
+    line.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    held
+}
+
+/// How many entries hold something.
+fn count(entries: &[AtomicU64]) -> u64 {
+    entries.iter().map(|entry| u64::from(entry.load(Ordering::Relaxed) != 0)).sum()
 }
