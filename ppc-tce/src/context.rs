@@ -66,9 +66,18 @@ pub struct Context {
     pub(crate) table: Table,
     pub(crate) range: IovaRange,
     pub(crate) window: WindowNumber,
+    /// Bits of an address inside its page.
+    pub(crate) page_mask: u64,
+    /// Bytes from the start of the window before the first MSI.
+    plain_bytes: u64,
 }
 
 impl Context {
+    pub(crate) fn new(id: u64, table: Table, range: IovaRange, window: WindowNumber) -> Self {
+        let page_mask = table.geometry().page_size().bytes() - 1;
+        Self { id, table, range, window, page_mask, plain_bytes: plain_bytes(range) }
+    }
+
     /// What can be mapped.
     pub(crate) fn aperture(&self) -> Aperture {
         let page_sizes = PageSizes::from_bits_retain(self.page_size().bytes());
@@ -82,7 +91,7 @@ impl Context {
     }
 
     /// Maps into the tables; what is in the way is named by its address, not by its place in the window.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn map<M: TableMemory>(
         &self,
         pool: &PagePool<M>,
@@ -108,18 +117,37 @@ impl Context {
         offset_in_window(iova) >> self.page_size().shift()
     }
 
-    /// The entries of a range that can be mapped.
+    /// The entries of a range that can be mapped. What lies in the window lies in the tree, too: its
+    /// geometry was made to cover the window.
     #[inline]
     pub(crate) fn entries(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
-        let outside = Error::OutsideAperture { iova, bytes };
-        let range = IovaRange::new(iova, bytes).map_err(|_| outside)?;
-        if !range.is_aligned(self.page_size()) {
+        if (iova.as_u64() | bytes) & self.page_mask != 0 {
             return Err(Error::Misaligned { value: iova.as_u64() | bytes });
         }
-        if !self.range.contains(range) || holds_msi(range) {
-            return Err(outside);
+        // Below the window the offset, for no bytes the sum is too large.
+        let offset = iova.as_u64().wrapping_sub(self.range.start().as_u64());
+        let last = offset.saturating_add(bytes.wrapping_sub(1));
+        if last >= self.plain_bytes {
+            self.check_beyond_plain(iova, bytes, last)?;
         }
-        self.table.entries(self.index(iova), bytes >> self.page_size().shift())
+        let first = self.index(iova);
+        Ok(Entries::inside(first, first + ((bytes - 1) >> self.page_size().shift())))
+    }
+
+    /// Checks what does not end before the first MSI.
+    #[inline(never)]
+    fn check_beyond_plain(&self, iova: Iova, bytes: u64, last: u64) -> Result<(), Error> {
+        let outside = last >= self.range.bytes();
+        if outside || holds_msi(iova, bytes) { Err(Error::OutsideAperture { iova, bytes }) } else { Ok(()) }
+    }
+}
+
+/// Bytes of a window before its first MSI.
+fn plain_bytes(window: IovaRange) -> u64 {
+    match MSI_32.0.checked_sub(window.start().as_u64()) {
+        Some(before) => before.min(window.bytes()),
+        None if window.start().as_u64() > MSI_32.1 => window.bytes(),
+        None => 0,
     }
 }
 
@@ -129,6 +157,6 @@ const fn offset_in_window(iova: Iova) -> u64 {
 }
 
 #[inline]
-fn holds_msi(range: IovaRange) -> bool {
-    range.start().as_u64() <= MSI_32.1 && MSI_32.0 <= range.last().as_u64()
+const fn holds_msi(iova: Iova, bytes: u64) -> bool {
+    iova.as_u64() <= MSI_32.1 && MSI_32.0 <= iova.as_u64() + (bytes - 1)
 }
