@@ -90,13 +90,17 @@ pub enum TablesChanged {
     NonLeaves,
 }
 
+/// Ranges that [`Debts`] tells apart. An unmap owes one; clearing room for many would cost it more than
+/// the flush of a whole context costs the rare caller that owes more.
+const MAX_RUNS: usize = 4;
+
 /// Invalidations owed by unmaps: donated scratch, typically one for each CPU.
 ///
 /// Not `Copy`. As long as a debt is in here, the frames that were unmapped may still be reached. When
 /// more ranges come than fit, they become one flush of the whole context.
 #[derive(Debug, Default)]
 pub struct Debts {
-    runs: heapless::Vec<Run, 16>,
+    runs: heapless::Vec<Run, MAX_RUNS>,
     everything: bool,
 }
 
@@ -108,7 +112,15 @@ impl Debts {
     }
 
     /// Notes that `run` must be invalidated, joining it to the last one where they touch.
+    #[inline]
     pub fn owe(&mut self, run: Run) {
+        if !self.is_empty() || self.runs.push(run).is_err() {
+            self.owe_more(run);
+        }
+    }
+
+    #[inline(never)]
+    fn owe_more(&mut self, run: Run) {
         if self.everything {
             return;
         }
@@ -117,8 +129,7 @@ impl Debts {
         {
             *last = joined;
         } else if self.runs.push(run).is_err() {
-            self.runs.clear();
-            self.everything = true;
+            self.owe_everything();
         }
     }
 
@@ -135,6 +146,7 @@ impl Debts {
     }
 
     /// Whether nothing is owed.
+    #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.everything && self.runs.is_empty()
@@ -142,6 +154,7 @@ impl Debts {
 
     /// Forgets what was owed. A driver calls this after hardware has confirmed the invalidation; the
     /// permit keeps everybody else from it.
+    #[inline]
     pub fn settle(&mut self, _: &Permit) {
         self.runs.clear();
         self.everything = false;

@@ -1,6 +1,6 @@
 //! Security contexts of this driver: one window, one tree of tables.
 
-use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, TableMemory};
+use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, PhysAddr, TableMemory};
 use portcullis_iommu::{Aperture, Error, PageSizes};
 
 use crate::{
@@ -66,16 +66,20 @@ pub struct Context {
     pub(crate) table: Table,
     pub(crate) range: IovaRange,
     pub(crate) window: WindowNumber,
+    /// Index of the entry for the start of the window.
+    first_entry: u64,
     /// Bits of an address inside its page.
-    pub(crate) page_mask: u64,
+    page_mask: u64,
     /// Bytes from the start of the window before the first MSI.
     plain_bytes: u64,
 }
 
 impl Context {
     pub(crate) fn new(id: u64, table: Table, range: IovaRange, window: WindowNumber) -> Self {
-        let page_mask = table.geometry().page_size().bytes() - 1;
-        Self { id, table, range, window, page_mask, plain_bytes: plain_bytes(range) }
+        let page_size = table.geometry().page_size();
+        let first_entry = offset_in_window(range.start()) >> page_size.shift();
+        let page_mask = page_size.bytes() - 1;
+        Self { id, table, range, window, first_entry, page_mask, plain_bytes: plain_bytes(range) }
     }
 
     /// What can be mapped.
@@ -117,12 +121,12 @@ impl Context {
         offset_in_window(iova) >> self.page_size().shift()
     }
 
-    /// The entries of a range that can be mapped. What lies in the window lies in the tree, too: its
+    /// The entries of a range that can be mapped, to memory from `page` on. What lies in the window lies in the tree, too: its
     /// geometry was made to cover the window.
     #[inline]
-    pub(crate) fn entries(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
-        if (iova.as_u64() | bytes) & self.page_mask != 0 {
-            return Err(Error::Misaligned { value: iova.as_u64() | bytes });
+    pub(crate) fn entries(&self, iova: Iova, bytes: u64, page: PhysAddr) -> Result<Entries, Error> {
+        if (iova.as_u64() | bytes | page.as_u64()) & self.page_mask != 0 {
+            return Err(self.misaligned([iova.as_u64(), bytes, page.as_u64()]));
         }
         // Below the window the offset, for no bytes the sum is too large.
         let offset = iova.as_u64().wrapping_sub(self.range.start().as_u64());
@@ -130,8 +134,14 @@ impl Context {
         if last >= self.plain_bytes {
             self.check_beyond_plain(iova, bytes, last)?;
         }
-        let first = self.index(iova);
+        let first = self.first_entry + (offset >> self.page_size().shift());
         Ok(Entries::inside(first, first + ((bytes - 1) >> self.page_size().shift())))
+    }
+
+    #[cold]
+    fn misaligned(&self, numbers: [u64; 3]) -> Error {
+        let wrong = numbers.into_iter().find(|number| number & self.page_mask != 0);
+        Error::Misaligned { value: wrong.unwrap_or_default() }
     }
 
     /// Checks what does not end before the first MSI.

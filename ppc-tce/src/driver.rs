@@ -295,11 +295,8 @@ where
         extent: DmaExtent,
         access: Access,
     ) -> Result<(), Error> {
-        let entries = context.entries(iova, extent.bytes())?;
         let address = extent.start();
-        if address.as_u64() & context.page_mask != 0 {
-            return Err(Error::Misaligned { value: address.as_u64() });
-        }
+        let entries = context.entries(iova, extent.bytes(), address)?;
         let last = address.as_u64().wrapping_add(extent.bytes() - 1);
         if last > self.last_real {
             return Err(Error::PhysicalTooWide { address: last });
@@ -317,7 +314,7 @@ where
         range: IovaRange,
         debts: &mut Debts,
     ) -> Result<u64, Error> {
-        let entries = context.entries(range.start(), range.bytes())?;
+        let entries = context.entries(range.start(), range.bytes(), PhysAddr::new(0))?;
         let pages = context.table.unmap(&self.pool, entries)?;
         if pages != 0 {
             debts.owe(Run { range, tables_changed: TablesChanged::LeavesOnly });
