@@ -44,28 +44,24 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NoAccess`] for a `tce` that leads nowhere; [`Error::AlreadyMapped`] with the offset in the
-    /// window of the first entry in the way; [`Error::NeedPages`]; [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
+    /// window of the first entry in the way; [`Error::NeedPages`]; [`Error::Busy`] while another CPU changes
+    /// the same tables. Nothing changed.
     #[inline(always)]
     pub fn map<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries, tce: Tce) -> Result<(), Error> {
         if !tce.is_valid() {
             return Err(Error::NoAccess);
         }
-        match self.single(pool, entries) {
-            Some(cell) => self.map_single(cell, entries.first, tce),
-            None => self.map_tables(pool, entries, tce),
+        if let Some(cell) = self.single(pool, entries)
+            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
+            && cell.load(Ordering::Relaxed) == 0
+        {
+            cell.store(tce.to_memory(), Ordering::Relaxed);
+            return Ok(());
         }
+        self.map_tables(pool, entries, tce)
     }
 
-    #[inline]
-    fn map_single(&self, cell: &AtomicU64, index: u64, tce: Tce) -> Result<(), Error> {
-        let _exclusive = self.stripes.take_table(index >> self.geometry.level_bits())?;
-        if cell.load(Ordering::Relaxed) != 0 {
-            return Err(self.taken(index));
-        }
-        cell.store(tce.to_memory(), Ordering::Relaxed);
-        Ok(())
-    }
-
+    /// Maps any range, and single entries that are missing, taken or being changed.
     #[inline(never)]
     fn map_tables<M: TableMemory>(
         &self,
@@ -103,13 +99,12 @@ impl Table {
     /// [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
     #[inline(always)]
     pub fn unmap<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
-        match self.single(pool, entries) {
-            Some(cell) => {
-                let _exclusive = self.stripes.take_table(entries.first >> self.geometry.level_bits())?;
-                Ok(u64::from(clear(cell)))
-            }
-            None => self.unmap_tables(pool, entries),
+        if let Some(cell) = self.single(pool, entries)
+            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
+        {
+            return Ok(u64::from(clear(cell)));
         }
+        self.unmap_tables(pool, entries)
     }
 
     #[inline(never)]
@@ -183,12 +178,10 @@ impl Table {
     #[inline]
     fn check_vacant(&self, cells: &[AtomicU64], first: u64) -> Result<(), Error> {
         let taken = cells.iter().position(|cell| cell.load(Ordering::Relaxed) != 0);
-        taken.map_or(Ok(()), |position| Err(self.taken(first.wrapping_add(position as u64))))
-    }
-
-    #[cold]
-    fn taken(&self, index: u64) -> Error {
-        Error::AlreadyMapped { iova: Iova::new(index << self.geometry.page_size().shift()) }
+        taken.map_or(Ok(()), |position| {
+            let index = first.wrapping_add(position as u64);
+            Err(Error::AlreadyMapped { iova: Iova::new(index << self.geometry.page_size().shift()) })
+        })
     }
 
     /// Stores `tce` and the pages that follow it; returns the one after the last.

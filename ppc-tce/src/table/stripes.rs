@@ -41,18 +41,14 @@ impl Stripes {
         Ok(exclusive)
     }
 
-    /// Takes one last-level table.
+    /// Takes one last-level table, unless it is taken.
     #[inline]
-    pub(super) fn take_table(&self, table: u64) -> Result<ExclusiveTable<'_>, Error> {
-        let flag = self.0.get(stripe_of(table) as usize).ok_or(Error::Busy)?;
-        if flag.swap(true, Ordering::Acquire) {
-            take_flag(flag)?;
-        }
-        Ok(ExclusiveTable(flag))
+    pub(super) fn try_table(&self, table: u64) -> Option<ExclusiveTable<'_>> {
+        let flag = self.0.get(stripe_of(table) as usize)?;
+        (!flag.swap(true, Ordering::Acquire)).then_some(ExclusiveTable(flag))
     }
 }
 
-#[cold]
 fn take_flag(flag: &AtomicBool) -> Result<(), Error> {
     for _ in 0..PATIENCE {
         if !flag.load(Ordering::Relaxed) && !flag.swap(true, Ordering::Acquire) {
