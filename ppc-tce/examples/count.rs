@@ -19,6 +19,8 @@ fn main() {
     match operation.as_str() {
         "put" => put(count),
         "walk" => walk(count),
+        "table-map" => table_map(count),
+        "table-unmap" => table_unmap(count),
         "map" => on_empty(count, |ground, number| ground.map(number, 1)),
         "map-range" => on_empty(count, |ground, number| ground.map(number * (GIB / PAGE), GIB / PAGE)),
         "unmap" => on_full(count, |ground, number| ground.unmap(number, 1)),
@@ -44,6 +46,27 @@ fn walk(count: u64) {
     let (pool, table) = full_table();
     for number in 0..count {
         black_box(table.lookup(&pool, index(black_box(number))));
+    }
+}
+
+/// One entry mapped, below the policy: what page-table crates do.
+fn table_map(count: u64) {
+    let (pool, table) = full_table();
+    let all = table.entries(index(0), PAGES).expect("entries");
+    table.unmap(&pool, all).expect("nobody else is here");
+    for number in 0..count {
+        let tce = Tce::leaf(PhysAddr::new(black_box(number * PAGE)), Access::all());
+        let entry = table.entries(index(black_box(number)), 1).expect("an entry");
+        table.map(&pool, entry, tce).expect("room");
+    }
+}
+
+/// One entry unmapped, below the policy.
+fn table_unmap(count: u64) {
+    let (pool, table) = full_table();
+    for number in 0..count {
+        let entry = table.entries(index(black_box(number)), 1).expect("an entry");
+        table.unmap(&pool, entry).expect("nobody else is here");
     }
 }
 

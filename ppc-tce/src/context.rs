@@ -128,14 +128,14 @@ impl Context {
         if (iova.as_u64() | bytes | page.as_u64()) & self.page_mask != 0 {
             return Err(self.misaligned([iova.as_u64(), bytes, page.as_u64()]));
         }
-        // Below the window the offset, for no bytes the sum is too large.
+        // Below the window the offset is larger than any window.
         let offset = iova.as_u64().wrapping_sub(self.range.start().as_u64());
-        let last = offset.saturating_add(bytes.wrapping_sub(1));
-        if last >= self.plain_bytes {
-            self.check_beyond_plain(iova, bytes, last)?;
+        let more = bytes.wrapping_sub(1);
+        if self.plain_bytes <= more || self.plain_bytes - more <= offset {
+            self.check_beyond_plain(iova, bytes)?;
         }
         let first = self.first_entry + (offset >> self.page_size().shift());
-        Ok(Entries::inside(first, first + ((bytes - 1) >> self.page_size().shift())))
+        Ok(Entries::inside(first, first + (more >> self.page_size().shift())))
     }
 
     #[cold]
@@ -146,9 +146,11 @@ impl Context {
 
     /// Checks what does not end before the first MSI.
     #[inline(never)]
-    fn check_beyond_plain(&self, iova: Iova, bytes: u64, last: u64) -> Result<(), Error> {
-        let outside = last >= self.range.bytes();
-        if outside || holds_msi(iova, bytes) { Err(Error::OutsideAperture { iova, bytes }) } else { Ok(()) }
+    fn check_beyond_plain(&self, iova: Iova, bytes: u64) -> Result<(), Error> {
+        match IovaRange::new(iova, bytes) {
+            Ok(range) if self.range.contains(range) && !holds_msi(range) => Ok(()),
+            _ => Err(Error::OutsideAperture { iova, bytes }),
+        }
     }
 }
 
@@ -166,7 +168,6 @@ const fn offset_in_window(iova: Iova) -> u64 {
     iova.as_u64() & ((1 << WINDOW_BITS) - 1)
 }
 
-#[inline]
-const fn holds_msi(iova: Iova, bytes: u64) -> bool {
-    iova.as_u64() <= MSI_32.1 && MSI_32.0 <= iova.as_u64() + (bytes - 1)
+const fn holds_msi(range: IovaRange) -> bool {
+    range.start().as_u64() <= MSI_32.1 && MSI_32.0 <= range.last().as_u64()
 }
