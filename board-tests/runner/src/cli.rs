@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{demo, install, test};
+use crate::{bench, demo, install, test};
 
 /// Builds the test images, boots them in QEMU, judges what they did, and reports.
 #[derive(Parser, Debug)]
@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Demo(demo::Options),
     /// Show what the machine lacks, or install it
     Install(install::Options),
+    /// Measure what operations cost, and compare with board-tests/bench-limits.toml
+    Bench(bench::Options),
     /// Check at link time that no panic is reachable from the libraries
     PanicCheck,
     /// Run all tests: host, doc and every board scenario, each with name, time and verdict
