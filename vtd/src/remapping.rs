@@ -76,9 +76,9 @@ impl VtdContext {
 
 /// A switch for which everything that could be missing was reserved.
 ///
-/// Dropping one keeps its pages out of the pool; commit or abandon it.
+/// Dropping one keeps its pages out of the pool.
 #[derive(Debug)]
-#[must_use = "commit or abandon it"]
+#[must_use = "commit it"]
 pub struct VtdPrepared {
     members: Vec<RequesterId, MAX_MEMBERS>,
     target: Option<ContextEntry>,
@@ -252,6 +252,13 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
         self.submit(&[Descriptor::iotlb_domain(self.unit.capability, domain)])
     }
 
+    /// Gives up a switch that was not wholly reserved.
+    fn abandon(&self, mut prepared: VtdPrepared) {
+        while let Some((_, page)) = prepared.context_tables.pop() {
+            self.pool.give_back(page);
+        }
+    }
+
     /// Reserves the context tables that the members' buses lack.
     fn reserve_buses(&self, prepared: &mut VtdPrepared) -> Result<(), Error> {
         for requester in &prepared.members {
@@ -319,7 +326,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
 
     fn prepare(
         &self,
-        permit: &Permit,
+        _: &Permit,
         members: &[DeviceId],
         target: Target<'_, VtdContext>,
     ) -> Result<VtdPrepared, Error> {
@@ -341,7 +348,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         if prepared.target.is_some()
             && let Err(error) = self.reserve_buses(&mut prepared)
         {
-            self.abandon(permit, prepared);
+            self.abandon(prepared);
             return Err(error);
         }
         Ok(prepared)
@@ -360,12 +367,6 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
             None => Ok(()),
             Some(entry) => self.join_members(&prepared.members, entry),
         }))
-    }
-
-    fn abandon(&self, _: &Permit, mut prepared: VtdPrepared) {
-        while let Some((_, page)) = prepared.context_tables.pop() {
-            self.pool.give_back(page);
-        }
     }
 
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
