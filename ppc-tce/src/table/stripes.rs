@@ -1,7 +1,10 @@
 //! Who may change a range of entries: plain stores are several times faster than atomic exchanges, so
 //! a range is taken once a last-level table instead of once an entry.
 
-use portcullis_hal::sync::{AtomicBool, Ordering};
+use portcullis_hal::{
+    array_of,
+    sync::{AtomicBool, Ordering, spin_loop},
+};
 use portcullis_iommu::Error;
 
 /// Stripes of one tree; a last-level table falls into one of them.
@@ -21,8 +24,8 @@ pub(super) struct Exclusive<'s> {
 }
 
 impl Stripes {
-    pub(super) const fn new() -> Self {
-        Self([const { AtomicBool::new(false) }; STRIPES as usize])
+    pub(super) fn new() -> Self {
+        Self(array_of![AtomicBool::new(false); STRIPES as usize])
     }
 
     /// Takes the last-level tables `first..=last`, always in the same order.
@@ -46,7 +49,7 @@ impl Stripes {
             if !flag.load(Ordering::Relaxed) && !flag.swap(true, Ordering::Acquire) {
                 return Ok(());
             }
-            core::hint::spin_loop();
+            spin_loop();
         }
         Err(Error::Busy)
     }
