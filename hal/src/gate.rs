@@ -114,7 +114,7 @@ impl<T> Gate<T> {
     /// `None` while another caller has shut or closed it; the gate is then as that caller wants it.
     pub fn shut(&self) -> Option<Closing<'_, T>> {
         let before = self.state.fetch_or(SHUT | HELD, Ordering::Acquire);
-        (before & HELD == 0).then_some(Closing { gate: self })
+        (before & HELD == 0).then(|| Closing { gate: self })
     }
 
     /// Gives up the right to a gate that is shut. Those inside are still counted: only `bits` are ours.
