@@ -20,6 +20,10 @@ use crate::{
     },
 };
 
+/// Single waits of others that a CPU lets pass before it gives the register up. A bridge that hangs is
+/// noticed by the CPU that waits for it, after one limit; this bound is for a CPU that never comes back.
+const OWNERS_BEFORE_US: u32 = 64;
+
 /// The kill register of one bridge. May be used from any CPU at any time: kills are serialised.
 #[derive(Debug)]
 pub struct KillRegister<R> {
@@ -84,7 +88,8 @@ impl<R: RegisterIo> KillRegister<R> {
     ) -> Result<(), Error> {
         cache.store_barrier();
         let held = TimedOut { register: TCE_KILL as u32, bits: 0 };
-        let _owner = wait_until(clock, self.limit, held, || self.owner.try_lock())?;
+        let limit = self.limit.saturating_mul(OWNERS_BEFORE_US);
+        let _owner = wait_until(clock, limit, held, || self.owner.try_lock())?;
         for command in commands {
             self.send(command, clock)?;
         }

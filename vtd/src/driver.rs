@@ -197,7 +197,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
     }
 
     fn take_fault(&self) -> Option<Fault> {
-        let _one_at_a_time = self.fault_log.lock();
-        fault::take(&self.unit, self.config.segment)
+        let mut next = self.fault_log.lock();
+        fault::take(&self.unit, self.config.segment, &mut next)
     }
 }

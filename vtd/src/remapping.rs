@@ -99,8 +99,8 @@ pub struct VtdIommu<R, M, C, K> {
     /// Held while root or context entries change.
     pub(crate) switching: Mutex<()>,
     pub(crate) domains: DomainIds,
-    /// Held while a fault record is read and cleared.
-    pub(crate) fault_log: Mutex<()>,
+    /// The fault record to look at next, once one was seen. Held while one is read and cleared.
+    pub(crate) fault_log: Mutex<Option<usize>>,
 }
 
 pub(crate) type Batch = Vec<Descriptor, MAX_BATCH>;
@@ -142,7 +142,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
         }
         unit.disable_protected_memory()?;
         let domains = DomainIds::new(unit.capability.domains());
-        let (switching, fault_log) = (Mutex::new(()), Mutex::new(()));
+        let (switching, fault_log) = (Mutex::new(()), Mutex::new(None));
         Ok(Self { unit, pool, cache, config, queue, devices, switching, domains, fault_log })
     }
 

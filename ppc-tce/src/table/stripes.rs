@@ -23,40 +23,53 @@ pub(super) struct Exclusive<'s> {
     taken: u64,
 }
 
+/// The stripe of one last-level table, taken; given up on drop.
+pub(super) struct ExclusiveTable<'s>(&'s AtomicBool);
+
 impl Stripes {
     pub(super) fn new() -> Self {
         Self(array_of![AtomicBool::new(false); STRIPES as usize])
     }
 
     /// Takes the last-level tables `first..=last`, always in the same order.
-    #[inline]
     pub(super) fn take(&self, first: u64, last: u64) -> Result<Exclusive<'_>, Error> {
         let mut exclusive = Exclusive { stripes: self, taken: 0 };
         let mut wanted = stripes_of(first, last);
         while wanted != 0 {
             let stripe = wanted.trailing_zeros();
-            self.take_one(stripe)?;
+            take_flag(self.0.get(stripe as usize).ok_or(Error::Busy)?)?;
             exclusive.taken |= 1 << stripe;
             wanted &= wanted - 1;
         }
         Ok(exclusive)
     }
 
+    /// Takes one last-level table, unless it is taken.
     #[inline]
-    fn take_one(&self, stripe: u32) -> Result<(), Error> {
-        let flag = self.0.get(stripe as usize).ok_or(Error::Busy)?;
-        for _ in 0..PATIENCE {
-            if !flag.load(Ordering::Relaxed) && !flag.swap(true, Ordering::Acquire) {
-                return Ok(());
-            }
-            spin_loop();
+    pub(super) fn try_table(&self, table: u64) -> Option<ExclusiveTable<'_>> {
+        let flag = self.0.get(stripe_of(table) as usize)?;
+        (!flag.swap(true, Ordering::Acquire)).then_some(ExclusiveTable(flag))
+    }
+}
+
+fn take_flag(flag: &AtomicBool) -> Result<(), Error> {
+    for _ in 0..PATIENCE {
+        if !flag.load(Ordering::Relaxed) && !flag.swap(true, Ordering::Acquire) {
+            return Ok(());
         }
-        Err(Error::Busy)
+        spin_loop();
+    }
+    Err(Error::Busy)
+}
+
+impl Drop for ExclusiveTable<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
 impl Drop for Exclusive<'_> {
-    #[inline]
     fn drop(&mut self) {
         while self.taken != 0 {
             let stripe = self.taken.trailing_zeros();
@@ -68,10 +81,14 @@ impl Drop for Exclusive<'_> {
     }
 }
 
-#[inline]
 fn stripes_of(first: u64, last: u64) -> u64 {
     if last - first >= u64::from(STRIPES) {
         return u64::MAX;
     }
-    (first..=last).fold(0, |set, table| set | 1 << (table.wrapping_mul(SPREAD) >> (u64::BITS - 6)))
+    (first..=last).fold(0, |set, table| set | 1 << stripe_of(table))
+}
+
+#[inline]
+const fn stripe_of(table: u64) -> u64 {
+    table.wrapping_mul(SPREAD) >> (u64::BITS - STRIPES.ilog2())
 }

@@ -8,6 +8,7 @@
 mod device;
 mod machine;
 mod model_board;
+mod queue_device;
 mod tce_board;
 mod vtd_board;
 
