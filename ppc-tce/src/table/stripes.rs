@@ -48,7 +48,8 @@ impl Stripes {
     #[inline]
     pub(super) fn try_table(&self, table: u64) -> Option<ExclusiveTable<'_>> {
         let flag = self.0.get(stripe_of(table) as usize)?;
-        (!flag.swap(true, Ordering::Acquire)).then_some(ExclusiveTable(flag))
+        // Lazily: a value that is made and dropped would give up what another has taken.
+        (!flag.swap(true, Ordering::Acquire)).then(|| ExclusiveTable(flag))
     }
 }
 
@@ -91,4 +92,23 @@ fn stripes_of(first: u64, last: u64) -> u64 {
 #[inline]
 const fn stripe_of(table: u64) -> u64 {
     table.wrapping_mul(SPREAD) >> (u64::BITS - STRIPES.ilog2())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e13_who_is_refused_a_table_does_not_give_up_what_another_has_taken() {
+        let stripes = Stripes::new();
+        let range = stripes.take(5, 5).expect("all are free");
+        assert!(stripes.try_table(5).is_none());
+        assert!(stripes.try_table(5).is_none(), "the refusal gave it up");
+        drop(range);
+        let table = stripes.try_table(5).expect("given up");
+        assert!(stripes.try_table(5).is_none());
+        assert!(stripes.try_table(5).is_none(), "the refusal gave it up");
+        drop(table);
+        assert!(stripes.take(5, 5).is_ok());
+    }
 }
