@@ -3,7 +3,7 @@
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use portcullis_fake::memory::{FakeClock, FakeMemory};
-use portcullis_hal::{DmaExtent, PagePool, PhysAddr, PhysRange};
+use portcullis_hal::{DmaExtent, PagePool, PhysAddr};
 use portcullis_suite::{
     Buffer, Event,
     board::SharedBytes,
@@ -47,10 +47,10 @@ pub struct Machine {
 pub type Trace = Rc<RefCell<Vec<Vec<u8>>>>;
 
 impl Machine {
-    /// A machine whose table walkers snoop, or see only what was written back.
-    pub fn new(coherent: bool, trace: Trace) -> Self {
+    /// A machine whose table walkers see each store at once, or only what was written back or drained.
+    pub fn new(at_once: bool, trace: Trace) -> Self {
         let base = PhysAddr::new(BASE);
-        let memory = if coherent {
+        let memory = if at_once {
             FakeMemory::coherent(base, ALL_PAGES)
         } else {
             FakeMemory::incoherent(base, ALL_PAGES)
@@ -139,11 +139,7 @@ pub struct Piece {
 
 impl Piece {
     fn new(memory: &FakeMemory, first_page: usize, pages: usize) -> Self {
-        let range = PhysRange::new(address(first_page), pages as u64 * PAGE).expect("a range of memory");
-        // SAFETY: a device of the model reaches nothing but atomic cells of the fake memory, and the
-        // layout above keeps these pages apart from image and tables.
-        let extent = unsafe { DmaExtent::new(range) };
-        Self { memory: memory.clone(), extent }
+        Self { memory: memory.clone(), extent: memory.extent(first_page, pages) }
     }
 
     pub fn as_buffer(&self) -> Buffer<'_> {

@@ -66,17 +66,18 @@ fn vtd_boards() -> Vec<Description> {
     let caching = VtdConfig { caching_mode: true, ..usual };
     let early = VtdConfig {
         coherent: false,
-        write_buffer: true,
         page_selective: None,
         snoop_control: false,
         protected_memory: true,
         ..usual
     };
+    let buffering = VtdConfig { write_buffer: true, ..usual };
     vec![
         vtd("q35-snoop", wide | Requires::SNOOP_CONTROL, usual, calm),
         vtd("q35-no-snoop", wide | Requires::NO_SNOOP_CONTROL, plain, restless),
         vtd("q35-39-bit", common | Requires::WIDTH_39 | Requires::SNOOP_CONTROL, narrow, restless),
         vtd("vtd-caching-mode", wide | Requires::SNOOP_CONTROL, caching, small),
+        vtd("vtd-write-buffer", wide | Requires::SNOOP_CONTROL, buffering, restless),
         vtd("vtd-early-and-slow", wide | Requires::NO_SNOOP_CONTROL, early, slow),
     ]
 }

@@ -59,7 +59,7 @@ pub struct VtdBoard {
 impl VtdBoard {
     /// A unit of this kind and with these habits, taken over by the driver.
     pub fn new(config: VtdConfig, habits: VtdHabits, trace: Trace, transfers: &Transfers) -> Self {
-        let machine = Machine::new(config.coherent, trace);
+        let machine = Machine::new(config.coherent && !config.write_buffer, trace);
         let unit = FakeVtd::new(machine.memory.clone(), config);
         unit.misbehave(|knobs| {
             (knobs.slow_status, knobs.slow_queue) = (habits.slow, habits.slow);
