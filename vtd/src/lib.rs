@@ -10,6 +10,7 @@
 mod device_tables;
 pub mod dmar;
 mod domain;
+mod driver;
 mod fault;
 mod invalidation_queue;
 pub mod remapping;

@@ -4,20 +4,15 @@ use core::time::Duration;
 
 use heapless::Vec;
 use portcullis_hal::{
-    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RegisterIo, RequesterId,
-    Segment, TableMemory,
+    CacheMaintenance, Clock, Iova, IovaRange, RegisterIo, RequesterId, Segment, TableMemory,
     page_pool::{PagePool, PageRun},
     sync::Mutex,
 };
-use portcullis_iommu::{
-    Aperture, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Target, driver::MAX_MEMBERS,
-    driver::TablesChanged,
-};
+use portcullis_iommu::{Error, driver::MAX_MEMBERS};
 
 use crate::{
     device_tables::DeviceTables,
     domain::DomainIds,
-    fault,
     invalidation_queue::{InvalidationQueue, MAX_BATCH},
     second_stage::{Format, SecondStage},
     snoop::{Coherency, SnoopControl},
@@ -63,8 +58,8 @@ pub struct ContextSpec {
 /// Tables of one context, and the domain ID that hardware tags its translations with.
 #[derive(Debug)]
 pub struct VtdContext {
-    tables: SecondStage,
-    domain: u16,
+    pub(crate) tables: SecondStage,
+    pub(crate) domain: u16,
 }
 
 impl VtdContext {
@@ -80,33 +75,35 @@ impl VtdContext {
 #[derive(Debug)]
 #[must_use = "commit it"]
 pub struct VtdPrepared {
-    members: Vec<RequesterId, MAX_MEMBERS>,
-    target: Option<ContextEntry>,
-    context_tables: Vec<(u8, PageRun), MAX_MEMBERS>,
+    pub(crate) members: Vec<RequesterId, MAX_MEMBERS>,
+    pub(crate) target: Option<ContextEntry>,
+    pub(crate) context_tables: Vec<(u8, PageRun), MAX_MEMBERS>,
 }
 
 /// The driver of one remapping unit.
 ///
-/// Any CPU may call it at any time. Attach-side calls and [`Driver::flush`] take locks and wait for
+/// Any CPU may call it at any time. Attach-side calls and [`flush`] take locks and wait for
 /// hardware under a deadline; `map` does so only where hardware demands it of every new mapping
 /// (CAP.CM, CAP.RWBF). After the first wait that ends without an answer every call returns
 /// [`Error::Quarantined`], and the memory that hardware may still use stays out of the pool.
+///
+/// [`flush`]: portcullis_iommu::Driver::flush
 #[derive(Debug)]
 pub struct VtdIommu<R, M, C, K> {
-    unit: Unit<R, C>,
-    pool: PagePool<M>,
-    cache: K,
-    config: UnitConfig,
-    queue: InvalidationQueue,
-    devices: DeviceTables,
+    pub(crate) unit: Unit<R, C>,
+    pub(crate) pool: PagePool<M>,
+    pub(crate) cache: K,
+    pub(crate) config: UnitConfig,
+    pub(crate) queue: InvalidationQueue,
+    pub(crate) devices: DeviceTables,
     /// Held while root or context entries change.
-    switching: Mutex<()>,
-    domains: DomainIds,
-    /// Held while a fault record is read and cleared.
-    fault_log: Mutex<()>,
+    pub(crate) switching: Mutex<()>,
+    pub(crate) domains: DomainIds,
+    /// The fault record to look at next, once one was seen. Held while one is read and cleared.
+    pub(crate) fault_log: Mutex<Option<usize>>,
 }
 
-type Batch = Vec<Descriptor, MAX_BATCH>;
+pub(crate) type Batch = Vec<Descriptor, MAX_BATCH>;
 
 impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M, C, K> {
     /// Takes the unit over with every device blocked. Translation that firmware left on stays on while
@@ -145,7 +142,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
         }
         unit.disable_protected_memory()?;
         let domains = DomainIds::new(unit.capability.domains());
-        let (switching, fault_log) = (Mutex::new(()), Mutex::new(()));
+        let (switching, fault_log) = (Mutex::new(()), Mutex::new(None));
         Ok(Self { unit, pool, cache, config, queue, devices, switching, domains, fault_log })
     }
 
@@ -168,16 +165,16 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
     }
 
     #[inline]
-    fn tables(&self) -> TableAccess<'_, M, K> {
+    pub(crate) fn tables(&self) -> TableAccess<'_, M, K> {
         TableAccess::new(&self.pool, needed(&self.unit, &self.cache))
     }
 
-    fn submit(&self, descriptors: &[Descriptor]) -> Result<(), Error> {
+    pub(crate) fn submit(&self, descriptors: &[Descriptor]) -> Result<(), Error> {
         self.queue.submit(&self.unit, &self.tables(), descriptors)
     }
 
     /// The format that serves so many bits of address.
-    fn format(&self, address_bits: u8) -> Result<Format, Error> {
+    pub(crate) fn format(&self, address_bits: u8) -> Result<Format, Error> {
         let capability = self.unit.capability;
         let serves = |&levels: &u8| capability.supports_levels(levels) && 12 + 9 * levels >= address_bits;
         let levels = (3..=5).find(serves).filter(|_| address_bits <= capability.address_bits());
@@ -191,7 +188,12 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
     }
 
     /// The descriptor that invalidates a range, or the whole domain where that takes less.
-    fn invalidate_range(&self, domain: u16, range: IovaRange, hint: InvalidationHint) -> Descriptor {
+    pub(crate) fn invalidate_range(
+        &self,
+        domain: u16,
+        range: IovaRange,
+        hint: InvalidationHint,
+    ) -> Descriptor {
         let capability = self.unit.capability;
         let differing = (range.start().as_u64() ^ range.last().as_u64()) >> 12;
         let mask = (u64::BITS - differing.leading_zeros()) as u8;
@@ -204,7 +206,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
 
     /// What hardware wants to hear of a new mapping (manual, 6.1, 6.8).
     #[cold]
-    fn announce(&self, context: &VtdContext, iova: Iova, bytes: u64) -> Result<(), Error> {
+    pub(crate) fn announce(&self, context: &VtdContext, iova: Iova, bytes: u64) -> Result<(), Error> {
         if !self.unit.capability.caching_mode() {
             return self.unit.flush_write_buffer().map_err(|error| self.unit.quarantine(error));
         }
@@ -213,7 +215,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
     }
 
     /// Blocks the members and makes hardware forget them.
-    fn block_members(&self, members: impl Iterator<Item = RequesterId>) -> Result<(), Error> {
+    pub(crate) fn block_members(&self, members: impl Iterator<Item = RequesterId>) -> Result<(), Error> {
         let tables = self.tables();
         let (mut contexts, mut translations) = (Batch::new(), Batch::new());
         for requester in members {
@@ -236,7 +238,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
     }
 
     /// Lets blocked members join.
-    fn join_members(&self, members: &[RequesterId], entry: ContextEntry) -> Result<(), Error> {
+    pub(crate) fn join_members(&self, members: &[RequesterId], entry: ContextEntry) -> Result<(), Error> {
         let tables = self.tables();
         let mut contexts = Batch::new();
         for &requester in members {
@@ -253,14 +255,14 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
     }
 
     /// Gives up a switch that was not wholly reserved.
-    fn abandon(&self, mut prepared: VtdPrepared) {
+    pub(crate) fn abandon(&self, mut prepared: VtdPrepared) {
         while let Some((_, page)) = prepared.context_tables.pop() {
             self.pool.give_back(page);
         }
     }
 
     /// Reserves the context tables that the members' buses lack.
-    fn reserve_buses(&self, prepared: &mut VtdPrepared) -> Result<(), Error> {
+    pub(crate) fn reserve_buses(&self, prepared: &mut VtdPrepared) -> Result<(), Error> {
         for requester in &prepared.members {
             let bus = requester.bus();
             let reserved = prepared.context_tables.iter().any(|&(reserved, _)| reserved == bus);
@@ -278,176 +280,4 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
 
 fn needed<'k, R, C, K>(unit: &Unit<R, C>, cache: &'k K) -> Option<&'k K> {
     if unit.extended.coherent() { None } else { Some(cache) }
-}
-
-fn outcome(result: Result<(), Error>) -> Outcome {
-    match result {
-        Ok(()) => Outcome::Done,
-        Err(error) => Outcome::Quarantined { error },
-    }
-}
-
-impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for VtdIommu<R, M, C, K> {
-    type Spec = ContextSpec;
-    type Context = VtdContext;
-    type Prepared = VtdPrepared;
-
-    fn create(&self, _: &Permit, spec: &ContextSpec) -> Result<VtdContext, Error> {
-        self.unit.check_alive()?;
-        let snoop = spec.coherency.witness();
-        // The witness may come from another unit.
-        if snoop.is_some() && self.snoop_control().is_none() {
-            return Err(Error::NoSnoopControl);
-        }
-        let format = self.format(spec.address_bits)?;
-        let domain = self.domains.take()?;
-        let tables = SecondStage::new(&self.tables(), format, snoop, spec.page_limit)
-            .inspect_err(|_| self.domains.give_back(domain))?;
-        Ok(VtdContext { tables, domain })
-    }
-
-    fn destroy(&self, _: &Permit, context: VtdContext) -> Outcome {
-        let flush = Descriptor::iotlb_domain(self.unit.capability, context.domain);
-        if let Err(error) = self.submit(&[flush]) {
-            return Outcome::Quarantined { error };
-        }
-        context.tables.give_back(&self.tables());
-        self.domains.give_back(context.domain);
-        Outcome::Done
-    }
-
-    fn aperture(&self, context: &VtdContext) -> Aperture {
-        let mut page_sizes = PageSizes::SIZE_4K;
-        let largest = context.tables.format().largest_page;
-        page_sizes.set(PageSizes::SIZE_2M, largest >= 2);
-        page_sizes.set(PageSizes::SIZE_1G, largest >= 3);
-        Aperture { range: context.tables.aperture(), page_sizes }
-    }
-
-    fn prepare(
-        &self,
-        _: &Permit,
-        members: &[DeviceId],
-        target: Target<'_, VtdContext>,
-    ) -> Result<VtdPrepared, Error> {
-        self.unit.check_alive()?;
-        if let Some(&device) = members.iter().find(|device| device.segment != self.config.segment) {
-            return Err(Error::NotBehindUnit { device });
-        }
-        if members.len() > MAX_MEMBERS {
-            return Err(Error::BadMemberCount { count: members.len() });
-        }
-        let target = match target {
-            Target::Blocked => None,
-            Target::Context(VtdContext { tables, domain }) => {
-                Some(ContextEntry::new(tables.root(), tables.format().levels, *domain))
-            }
-        };
-        let members = members.iter().map(|device| device.requester).collect();
-        let mut prepared = VtdPrepared { members, target, context_tables: Vec::new() };
-        if prepared.target.is_some()
-            && let Err(error) = self.reserve_buses(&mut prepared)
-        {
-            self.abandon(prepared);
-            return Err(error);
-        }
-        Ok(prepared)
-    }
-
-    fn commit(&self, _: &Permit, mut prepared: VtdPrepared) -> Outcome {
-        let _one_at_a_time = self.switching.lock();
-        let tables = self.tables();
-        while let Some((bus, page)) = prepared.context_tables.pop() {
-            if let Some(unused) = self.devices.add_bus(&tables, bus, page) {
-                self.pool.give_back(unused);
-            }
-        }
-        let blocked = self.block_members(prepared.members.iter().copied());
-        outcome(blocked.and_then(|()| match prepared.target {
-            None => Ok(()),
-            Some(entry) => self.join_members(&prepared.members, entry),
-        }))
-    }
-
-    fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
-        let _one_at_a_time = self.switching.lock();
-        let ours = members.iter().filter(|device| device.segment == self.config.segment);
-        outcome(self.block_members(ours.map(|device| device.requester)))
-    }
-
-    /// Beyond what the boundary asks: [`Error::Busy`] when another CPU works on the same 2 MiB for
-    /// long. [`Error::Timeout`] only of units with CAP.CM or CAP.RWBF; the mapping exists then.
-    #[inline]
-    fn map(
-        &self,
-        _: &Permit,
-        context: &VtdContext,
-        iova: Iova,
-        extent: DmaExtent,
-        access: Access,
-    ) -> Result<(), Error> {
-        self.unit.check_alive()?;
-        context.tables.map(&self.tables(), iova, extent, access)?;
-        let capability = self.unit.capability;
-        if capability.caching_mode() || capability.needs_write_buffer_flush() {
-            return self.announce(context, iova, extent.bytes());
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn unmap(
-        &self,
-        _: &Permit,
-        context: &VtdContext,
-        range: IovaRange,
-        debts: &mut Debts,
-    ) -> Result<u64, Error> {
-        self.unit.check_alive()?;
-        let bytes = context.tables.unmap(&self.tables(), range)?;
-        if bytes > 0 {
-            // Tables stay in the tree until the context ends.
-            debts.owe(portcullis_iommu::Run { range, tables_changed: TablesChanged::LeavesOnly });
-        }
-        Ok(bytes)
-    }
-
-    fn flush(&self, permit: &Permit, context: &VtdContext, debts: &mut Debts) -> Outcome {
-        if debts.is_empty() {
-            return Outcome::Done;
-        }
-        let whole = Descriptor::iotlb_domain(self.unit.capability, context.domain);
-        let mut batch = Batch::new();
-        for run in debts.runs().unwrap_or_default() {
-            let hint = match run.tables_changed {
-                TablesChanged::LeavesOnly => InvalidationHint::LeavesOnly,
-                TablesChanged::NonLeaves => InvalidationHint::TablesToo,
-            };
-            let _ = batch.push(self.invalidate_range(context.domain, run.range, hint));
-        }
-        if debts.runs().is_none() || batch.contains(&whole) {
-            batch.clear();
-            let _ = batch.push(whole);
-        }
-        let result = self.submit(&batch);
-        if result.is_ok() {
-            debts.settle(permit);
-        }
-        outcome(result)
-    }
-
-    fn iova_to_phys(&self, context: &VtdContext, iova: Iova) -> Option<(PhysAddr, Access)> {
-        context.tables.lookup(&self.tables(), iova)
-    }
-
-    fn enforce_cache_coherency(&self, _: &Permit, context: &VtdContext) -> Result<(), Error> {
-        self.unit.check_alive()?;
-        let witness = self.snoop_control().ok_or(Error::NoSnoopControl)?;
-        context.tables.enforce_snoop(&self.tables(), witness)
-    }
-
-    fn take_fault(&self) -> Option<Fault> {
-        let _one_at_a_time = self.fault_log.lock();
-        fault::take(&self.unit, self.config.segment)
-    }
 }

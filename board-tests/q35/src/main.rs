@@ -1,2 +1,126 @@
+//! Test image for q35: boots, brings VT-d up, runs one scenario of the suite, and exits.
+//!
+//! The scenario is named by `scenario=NAME` on the command line; without one the image only tells what
+//! the machine has. Identity-mapped, one CPU, no interrupts.
+
 #![no_std]
 #![no_main]
+
+mod board;
+mod boot;
+mod console;
+mod exit;
+mod firmware;
+mod memory;
+mod pci;
+mod timer;
+mod traps;
+mod walk;
+
+use core::{panic::PanicInfo, ptr, ptr::NonNull};
+
+use portcullis_hal::arch::x86_64::MmioRegisters;
+use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::Nvme};
+use portcullis_vtd::{Dmar, UnitConfig, dmar::Drhd};
+
+use crate::{
+    board::{Devices, Q35},
+    boot::BootInfo,
+    exit::{Verdict, exit},
+    memory::MEMORY,
+};
+
+/// Registers of a unit that this image uses: fault records lie in the first page.
+const UNIT_BYTES: u64 = 4096;
+
+#[unsafe(no_mangle)]
+extern "C" fn rust_entry(magic: u32, information: u32) -> ! {
+    // SAFETY: the first and only call; COM1 belongs to nobody else on a machine without an operating system.
+    unsafe { console::start() };
+    // SAFETY: the first and only call, on the boot CPU.
+    unsafe { traps::install() };
+    // SAFETY: `boot.s` passes on what the loader left in EAX and EBX.
+    let Some(information) = (unsafe { BootInfo::read(magic, information) }) else {
+        give_up("the loader speaks neither PVH nor Multiboot2");
+    };
+    exit(run(&information).unwrap_or_else(|what| give_up(what)))
+}
+
+fn give_up(what: &str) -> ! {
+    console::emit(&Event::Crashed { what, at: 0 });
+    exit(Verdict::Crashed)
+}
+
+/// Finds the devices, their unit, and runs the scenario; what is missing, in words.
+fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
+    let (clock, buffers) = (timer::calibrated(), MEMORY.buffers());
+    let mut edus = pci::edus().filter_map(|function| {
+        Some(Edu::new(function.id, registers_at(function.registers, function.bytes)?, clock))
+    });
+    let (first, second) = (edus.next(), edus.next());
+    let nvme = pci::nvmes().find_map(|function| {
+        let registers = registers_at(function.registers, function.bytes)?;
+        Some(Nvme::new(function.id, registers, clock, buffers.queues()?))
+    });
+    let devices: Devices<'_> = [
+        first.as_ref().map(|device| device as &dyn DmaDevice),
+        second.as_ref().map(|device| device as &dyn DmaDevice),
+        nvme.as_ref().map(|device| device as &dyn DmaDevice),
+    ];
+    let root = information.acpi.ok_or("the loader gave no ACPI tables")?;
+    // SAFETY: the loader handed `root` over.
+    let table = unsafe { firmware::dmar(root) }.map_err(|_| "firmware has no DMAR table")?;
+    let dmar = Dmar::parse(table).map_err(|error| {
+        defmt::error!("DMAR: {}", error);
+        "the DMAR table is broken"
+    })?;
+    let unit = common_unit(&dmar, &devices)?;
+    let window = registers_at(unit.base.as_u64(), UNIT_BYTES).ok_or("the unit is out of reach")?;
+    let registers = board::withholding(&window);
+    let mut config = UnitConfig::new(unit.segment);
+    config.host_address_bits = dmar.host_address_bits();
+    let board = Q35::bring_up(&window, &registers, devices, &buffers, clock, config).map_err(|error| {
+        defmt::error!("bring-up: {}", error);
+        "the unit did not come up"
+    })?;
+    act(&board, boot::option(information.command_line, "scenario"))
+}
+
+/// The unit that all devices are behind.
+fn common_unit<'t>(dmar: &Dmar<'t>, devices: &Devices<'_>) -> Result<Drhd<'t>, &'static str> {
+    let mut units = devices.iter().flatten().map(|device| dmar.unit_of(device.id(), &pci::buses_behind));
+    let first = units.next().ok_or("no device was found")?.ok_or("no unit translates for a device")?;
+    let same = units.all(|unit| unit.is_some_and(|unit| unit.base == first.base));
+    same.then_some(first).ok_or("the devices are behind different units")
+}
+
+/// Tells what the machine has, and runs the scenario if one was named.
+fn act(board: &Q35<'_>, scenario: Option<&str>) -> Result<Verdict, &'static str> {
+    board.announce();
+    let Some(scenario) = scenario else { return Ok(Verdict::Passed) };
+    match portcullis_suite::run(board, scenario) {
+        Some(Ok(())) => Ok(Verdict::Passed),
+        Some(Err(failure)) => {
+            defmt::error!("line {=u32}: {}", failure.line, failure.error);
+            Ok(Verdict::Failed)
+        }
+        None => Err("there is no such scenario, or the board lacks devices for it"),
+    }
+}
+
+/// Registers of a unit or a BAR; `None` beyond the identity map.
+fn registers_at(address: u64, bytes: u64) -> Option<MmioRegisters> {
+    let address = u32::try_from(address).ok()?;
+    let base = NonNull::new(ptr::with_exposed_provenance_mut(address as usize))?;
+    // SAFETY: firmware put a device's registers there, which on a PC is in the last GiB below 4 GiB: the
+    // part of the identity map that is uncached. Each device is asked for once.
+    Some(unsafe { MmioRegisters::new(base, bytes as usize) })
+}
+
+#[panic_handler]
+fn panic(information: &PanicInfo<'_>) -> ! {
+    let what = information.message().as_str().unwrap_or("panic");
+    let line = information.location().map_or(0, core::panic::Location::line);
+    console::emit_at_last(&Event::Crashed { what, at: line.into() });
+    exit(Verdict::Crashed)
+}

@@ -12,12 +12,12 @@ pub trait Board {
     /// The IOMMU's driver.
     type Driver: Driver;
     /// A device that does DMA.
-    type Device: DmaDevice;
+    type Device: DmaDevice + ?Sized;
 
     /// The policy over that driver. The scenario registers the devices it uses.
     fn iommu(&self) -> &Iommu<Self::Driver>;
 
-    /// Device `index`, 0 or 1 (or more, when the board has them).
+    /// Device `index`: 0 and 1 are alike; 2, when the board has one, keeps command queues in memory.
     fn device(&self, index: usize) -> Option<&Self::Device>;
 
     /// A context as most scenarios want it: 4 KiB pages, the board's own width.
@@ -100,6 +100,19 @@ pub trait DmaDevice {
     fn id(&self) -> DeviceId;
     /// What it is, as `edu`.
     fn name(&self) -> &'static str;
+    /// Memory for the device's own command queues, if it has such. The scenario maps it for reading and
+    /// writing before it calls [`start`](Self::start).
+    fn queues(&self) -> Option<Buffer<'_>> {
+        None
+    }
+    /// Starts a device that has queues, which are mapped at `queues`. To be called once.
+    ///
+    /// # Errors
+    /// [`DmaError`].
+    fn start(&self, queues: Iova) -> Result<(), DmaError> {
+        let _ = queues;
+        Ok(())
+    }
     /// Copies `bytes` bytes from memory at `iova` to the start of the device's buffer. Waits for the
     /// device, under a deadline; a blocked transfer is no error.
     ///

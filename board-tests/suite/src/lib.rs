@@ -8,6 +8,8 @@
 pub mod board;
 pub mod edu;
 pub mod event;
+pub mod memory;
+pub mod nvme;
 pub mod scenario;
 pub mod withhold;
 

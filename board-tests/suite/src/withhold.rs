@@ -6,7 +6,7 @@ use portcullis_hal::{
 };
 
 /// Forwards to real registers until told to withhold: from then on reads of the status register at
-/// `status` return what it held then, and writes to the doorbell at `doorbell` are dropped.
+/// `status` return what it held then (or a value of the scenario's), and writes to the doorbell at `doorbell` are dropped.
 #[derive(Debug)]
 pub struct Withholding<R> {
     registers: R,
@@ -36,7 +36,13 @@ impl<R: RegisterIo> Withholding<R> {
 
     /// The same for a 64-bit status register.
     pub fn withhold64(&self) {
-        self.frozen.store(self.registers.read64(self.status), Ordering::Relaxed);
+        self.withhold64_as(self.registers.read64(self.status));
+    }
+
+    /// The same for a 64-bit register whose idle value is no sign of life: from now on it reads as
+    /// `status`.
+    pub fn withhold64_as(&self, status: u64) {
+        self.frozen.store(status, Ordering::Relaxed);
         self.withheld.store(true, Ordering::Relaxed);
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    ptr::NonNull,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use portcullis_hal::{CacheMaintenance, Clock, PhysAddr, TableMemory, table_memory::TABLE_PAGE_CELLS};
+use portcullis_hal::{
+    CacheMaintenance, Clock, DmaExtent, DonatedPages, PhysAddr, PhysRange, TableMemory,
+    table_memory::TABLE_PAGE_CELLS,
+};
 
 /// Cells of 8 bytes in one cache line.
 const LINE_CELLS: usize = 8;
@@ -53,6 +57,23 @@ impl FakeMemory {
         assert!(end <= self.part.end, "the part lies inside");
         let base = PhysAddr::new(self.base.as_u64() + first_page as u64 * 4096);
         Self { part: start..end, base, ..self.clone() }
+    }
+
+    /// Memory that a device may be pointed at: `pages` pages from page `first_page` of this region.
+    #[must_use]
+    pub fn extent(&self, first_page: usize, pages: usize) -> DmaExtent {
+        let part = self.part(first_page, pages);
+        let range = PhysRange::new(part.base, pages as u64 * 4096).expect("a part is no empty range");
+        // SAFETY: the memory is made of atomic cells on the heap that only a model's device reaches by
+        // this address; no Rust reference to anything else lies in it.
+        unsafe { DmaExtent::new(range) }
+    }
+
+    /// Lets table walkers see all stores so far.
+    pub fn drain(&self) {
+        for (cell, seen) in self.cells.iter().zip(self.written_back.iter()) {
+            seen.store(cell.load(Ordering::Acquire), Ordering::Release);
+        }
     }
 
     fn index(&self, address: u64) -> Option<usize> {
@@ -105,6 +126,18 @@ unsafe impl TableMemory for FakeMemory {
     fn base(&self) -> PhysAddr {
         self.base
     }
+}
+
+/// Pages of ordinary memory that live for ever: the implementation that a hypervisor uses, without its
+/// machine. Physical addresses begin at `base`, which is 4 KiB aligned.
+#[must_use]
+pub fn donated_pages(base: PhysAddr, pages: usize) -> DonatedPages<'static> {
+    let cells = Vec::leak(vec![0_u64; (pages + 1) * TABLE_PAGE_CELLS]);
+    let first = cells.as_ptr().align_offset(4096);
+    let start = NonNull::from(&mut cells[first..]).cast();
+    // SAFETY: the leaked memory is initialised, lives for ever, is reached by nobody else, and holds
+    // `pages` pages from the first aligned address on. No hardware knows it.
+    unsafe { DonatedPages::new(start, base, pages) }.expect("both are aligned")
 }
 
 /// A clock that advances by a fixed step at each reading. Clones show the same time.
@@ -178,8 +211,6 @@ impl CacheMaintenance for FakeCache {
     }
 
     fn write_back_all(&self) {
-        for (cell, seen) in self.memory.cells.iter().zip(self.memory.written_back.iter()) {
-            seen.store(cell.load(Ordering::Acquire), Ordering::Release);
-        }
+        self.memory.drain();
     }
 }

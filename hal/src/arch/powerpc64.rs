@@ -24,7 +24,7 @@ impl RealModeRegisters {
 
     fn register(&self, offset: usize, width: usize) -> Option<u64> {
         let end = offset.checked_add(width)?;
-        (end <= self.bytes && offset % width == 0).then_some(self.base.checked_add(offset as u64)?)
+        (end <= self.bytes && offset.is_multiple_of(width)).then_some(self.base.checked_add(offset as u64)?)
     }
 }
 
@@ -97,7 +97,7 @@ impl MappedRegisters {
 
     fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
         let end = offset.checked_add(size_of::<T>())?;
-        let inside = end <= self.bytes && offset % size_of::<T>() == 0;
+        let inside = end <= self.bytes && offset.is_multiple_of(size_of::<T>());
         // SAFETY: `offset` was just checked to lie inside the window that `new`'s caller vouched for.
         inside.then(|| unsafe { self.base.add(offset).cast() })
     }

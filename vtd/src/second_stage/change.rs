@@ -1,52 +1,18 @@
 //! Map, unmap, enforce: what changes the tables.
 
-use portcullis_hal::{
-    Access, CacheMaintenance, DmaExtent, Iova, IovaRange, TableMemory,
-    page_pool::PageRun,
-    sync::{AtomicU64, Ordering},
-};
+use portcullis_hal::{Access, CacheMaintenance, DmaExtent, Iova, IovaRange, TableMemory, sync::Ordering};
 use portcullis_iommu::Error;
 
 use super::{
-    INTERRUPTS, SecondStage, index,
+    PAGE, SecondStage,
+    filler::{Filler, need_for},
+    leaves::{clear, first_present, leaves},
     reservation::Reservation,
     shift,
     slots::{Exclusion, Exclusive, Shared, Slot, Span},
+    write_back::Unseen,
 };
 use crate::{spec::entries::Pte, table_access::TableAccess};
-
-/// Bytes of the smallest page.
-const PAGE: u64 = 4096;
-
-/// A mapping that was checked: what goes where, and in which pages.
-struct Request {
-    span: Span,
-    /// Added to an I/O virtual address it gives the physical one.
-    delta: u64,
-    /// Highest level at which both addresses are aligned alike and pages are allowed.
-    leaf_level: u8,
-}
-
-impl Request {
-    /// Whether `part`, which one entry of `level` covers, can be a page of that level.
-    const fn is_page(&self, level: u8, part: Span) -> bool {
-        level <= self.leaf_level && part.last - part.first == (1 << shift(level)) - 1
-    }
-
-    /// Tables that must be made below an empty entry of `level` for `part` of the range.
-    const fn tables_below(&self, level: u8, part: Span) -> u64 {
-        let (mut count, mut at) = (0, level);
-        while at > 1 {
-            let shift = shift(at);
-            let touched = (part.last >> shift) - (part.first >> shift) + 1;
-            let first_whole = (part.first + (1 << shift) - 1) >> shift;
-            let whole = ((part.last + 1) >> shift).saturating_sub(first_whole);
-            count += if at <= self.leaf_level { touched - whole } else { touched };
-            at -= 1;
-        }
-        count
-    }
-}
 
 impl SecondStage {
     /// Maps `extent` at `iova`. Both and the length are multiples of 4 KiB; larger pages are used where
@@ -126,7 +92,7 @@ impl SecondStage {
             return Ok(());
         }
         // With all slots busy nobody is between reading the bit and storing a leaf.
-        let span = Span { first: 0, last: self.aperture.last().as_u64() };
+        let span = Span { first: 0, last: self.last_address };
         let (first, _) = self.lock::<Shared, M, K>(tables, span, |slot, part| {
             let pte = slot.pte();
             let empty = if pte.is_table(slot.level) {
@@ -142,6 +108,20 @@ impl SecondStage {
 
     #[inline]
     fn map_with<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
+        &self,
+        tables: &TableAccess<'_, M, K>,
+        iova: Iova,
+        extent: DmaExtent,
+        access: Access,
+    ) -> Result<(), Error> {
+        if self.map_one_page::<E, M, K>(tables, iova, extent, access) {
+            return Ok(());
+        }
+        self.map_range::<E, M, K>(tables, iova, extent, access)
+    }
+
+    #[inline(never)]
+    fn map_range<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
         &self,
         tables: &TableAccess<'_, M, K>,
         iova: Iova,
@@ -166,6 +146,18 @@ impl SecondStage {
 
     #[inline]
     fn unmap_with<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
+        &self,
+        tables: &TableAccess<'_, M, K>,
+        range: IovaRange,
+    ) -> Result<u64, Error> {
+        match self.unmap_one_page::<E, M, K>(tables, range) {
+            Some(bytes) => Ok(bytes),
+            None => self.unmap_range::<E, M, K>(tables, range),
+        }
+    }
+
+    #[inline(never)]
+    fn unmap_range<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
         &self,
         tables: &TableAccess<'_, M, K>,
         range: IovaRange,
@@ -195,7 +187,8 @@ impl SecondStage {
     }
 
     /// Works on all busy slots from `first` to the one that covers `last`: stores what `work` returns,
-    /// which ends the work on the slot, and writes changed slots back a run at a time.
+    /// which ends the work on the slot. Where hardware does not snoop, changed slots are written back a
+    /// run at a time, and the work on them ends then.
     #[inline]
     fn each_locked<'t, M: TableMemory, K: CacheMaintenance>(
         &self,
@@ -205,18 +198,19 @@ impl SecondStage {
         mut work: impl FnMut(&Slot<'t>) -> Result<Pte, Error>,
     ) -> Result<(), Error> {
         let mut slot = first;
-        let mut dirty = Dirty::default();
+        let mut unseen = Unseen::default();
         loop {
             let next = if slot.last() >= last { None } else { Some(self.next_slot(tables, slot)?) };
             let before = slot.pte();
             let after = work(&slot)?;
-            slot.release(after);
             if after != before && tables.cache.is_some() {
-                dirty.add(tables, slot.table, index(slot.last(), slot.level))?;
+                unseen.hold(tables, &slot, after)?;
+            } else {
+                slot.release(after);
             }
             match next {
                 Some(next) => slot = next,
-                None => return dirty.write_back(tables),
+                None => return unseen.show(tables),
             }
         }
     }
@@ -240,198 +234,5 @@ impl SecondStage {
         Reservation::take(tables.pool, count).map(Some).inspect_err(|_| {
             self.pages.fetch_sub(count, Ordering::Relaxed);
         })
-    }
-
-    #[inline]
-    fn request(&self, iova: Iova, extent: DmaExtent, access: Access) -> Result<Request, Error> {
-        let (physical, bytes) = (extent.start().as_u64(), extent.bytes());
-        let range = IovaRange::new(iova, bytes).map_err(|_| Error::OutsideAperture { iova, bytes })?;
-        let span = self.span(range)?;
-        if physical % PAGE != 0 {
-            return Err(Error::Misaligned { value: physical });
-        }
-        // An extent does not wrap, so its last byte is a number.
-        if (physical + (bytes - 1)) >> self.format.physical_bits != 0 {
-            return Err(Error::PhysicalTooWide { address: physical });
-        }
-        if access.is_empty() {
-            return Err(Error::NoAccess);
-        }
-        let delta = physical.wrapping_sub(span.first);
-        let mut leaf_level = 1;
-        while leaf_level < self.format.largest_page && delta & ((1 << shift(leaf_level + 1)) - 1) == 0 {
-            leaf_level += 1;
-        }
-        Ok(Request { span, delta, leaf_level })
-    }
-
-    /// The range as numbers, if it is aligned and can be mapped.
-    #[inline]
-    fn span(&self, range: IovaRange) -> Result<Span, Error> {
-        let (iova, bytes) = (range.start(), range.bytes());
-        let (first, last) = (iova.as_u64(), range.last().as_u64());
-        if first % PAGE != 0 {
-            return Err(Error::Misaligned { value: first });
-        }
-        if bytes % PAGE != 0 {
-            return Err(Error::Misaligned { value: bytes });
-        }
-        let interrupts = first <= INTERRUPTS.1 && last >= INTERRUPTS.0;
-        if last > self.aperture.last().as_u64() || interrupts {
-            return Err(Error::OutsideAperture { iova, bytes });
-        }
-        Ok(Span { first, last })
-    }
-}
-
-/// Slots of one table that were changed and not yet written back.
-#[derive(Default)]
-struct Dirty {
-    table: u64,
-    first: usize,
-    count: usize,
-}
-
-impl Dirty {
-    fn add<M: TableMemory, K: CacheMaintenance>(
-        &mut self,
-        tables: &TableAccess<'_, M, K>,
-        table: u64,
-        index: usize,
-    ) -> Result<(), Error> {
-        if self.count > 0 && table == self.table && index == self.first + self.count {
-            self.count += 1;
-            return Ok(());
-        }
-        self.write_back(tables)?;
-        *self = Self { table, first: index, count: 1 };
-        Ok(())
-    }
-
-    fn write_back<M: TableMemory, K: CacheMaintenance>(
-        &self,
-        tables: &TableAccess<'_, M, K>,
-    ) -> Result<(), Error> {
-        if self.count > 0 {
-            tables.write_back(tables.entries(self.table, self.first, self.count)?);
-        }
-        Ok(())
-    }
-}
-
-/// The leaf entries of `part` in the table that a level-2 entry points to.
-#[inline]
-fn leaves<'t, M: TableMemory, K: CacheMaintenance>(
-    tables: &TableAccess<'t, M, K>,
-    pte: Pte,
-    part: Span,
-) -> Result<&'t [AtomicU64], Error> {
-    let first = index(part.first, 1);
-    tables.entries(pte.address(), first, index(part.last, 1) + 1 - first)
-}
-
-/// Index of the first entry that is not empty.
-#[inline]
-fn first_present(entries: &[AtomicU64]) -> Option<usize> {
-    entries.iter().position(|entry| entry.load(Ordering::Relaxed) != 0)
-}
-
-/// Clears entries; returns how many held something.
-#[inline]
-fn clear(entries: &[AtomicU64]) -> u64 {
-    let mut cleared = 0;
-    for entry in entries {
-        if entry.load(Ordering::Relaxed) != 0 {
-            entry.store(0, Ordering::Relaxed);
-            cleared += 1;
-        }
-    }
-    cleared
-}
-
-/// Tables that mapping `part` in a busy slot needs, if nothing is in the way.
-#[inline]
-fn need_for<M: TableMemory, K: CacheMaintenance>(
-    tables: &TableAccess<'_, M, K>,
-    request: &Request,
-    slot: &Slot<'_>,
-    part: Span,
-) -> Result<u64, Error> {
-    let pte = slot.pte();
-    if pte.is_table(slot.level) {
-        return match first_present(leaves(tables, pte, part)?) {
-            None => Ok(0),
-            Some(at) => Err(Error::AlreadyMapped { iova: Iova::new(part.first + at as u64 * PAGE) }),
-        };
-    }
-    if pte.is_present() {
-        return Err(Error::AlreadyMapped { iova: Iova::new(part.first) });
-    }
-    Ok(request.tables_below(slot.level, part))
-}
-
-/// Stores the entries of a checked mapping whose pages are reserved.
-struct Filler<'f, 'p, M: TableMemory, K, B> {
-    tables: &'f TableAccess<'p, M, K>,
-    request: &'f Request,
-    leaf_bits: B,
-    reservation: &'f mut Option<Reservation<'p, M>>,
-}
-
-impl<M: TableMemory, K: CacheMaintenance, B: Fn(u8) -> u64> Filler<'_, '_, M, K, B> {
-    /// Fills a busy slot; returns what it holds from now on.
-    #[inline]
-    fn fill_slot(&mut self, slot: &Slot<'_>) -> Result<Pte, Error> {
-        let (pte, part) = (slot.pte(), slot.part(self.request.span));
-        if !pte.is_table(slot.level) {
-            return self.make_entry(slot.level, part);
-        }
-        let entries = leaves(self.tables, pte, part)?;
-        self.fill_leaves(entries, part.first);
-        self.tables.write_back(entries);
-        Ok(pte)
-    }
-
-    #[inline]
-    fn fill_leaves(&self, entries: &[AtomicU64], first: u64) {
-        let mut value = first.wrapping_add(self.request.delta) | (self.leaf_bits)(1);
-        for entry in entries {
-            entry.store(value, Ordering::Relaxed);
-            value += PAGE;
-        }
-    }
-
-    /// The entry of `level` for `part`: a page, or a new table that hardware does not know yet.
-    fn make_entry(&mut self, level: u8, part: Span) -> Result<Pte, Error> {
-        if self.request.is_page(level, part) {
-            return Ok(Pte(part.first.wrapping_add(self.request.delta) | (self.leaf_bits)(level)));
-        }
-        let run: PageRun =
-            self.reservation.as_mut().and_then(Reservation::pop).ok_or(Error::NeedPages { count: 1 })?;
-        let address = self.tables.pool.address(&run);
-        if level == 2 {
-            let first = index(part.first, 1);
-            let count = index(part.last, 1) + 1 - first;
-            self.fill_leaves(self.tables.entries(address.as_u64(), first, count)?, part.first);
-        } else {
-            self.fill_table(address.as_u64(), level - 1, part)?;
-        }
-        self.tables.write_back(self.tables.pool.cells(&run));
-        Ok(Pte::table(address))
-    }
-
-    /// Fills a new table whose entries are of `level`, 2 or higher.
-    fn fill_table(&mut self, table: u64, level: u8, part: Span) -> Result<(), Error> {
-        let mut first = part.first;
-        loop {
-            let entry_last = first | ((1 << shift(level)) - 1);
-            let last = entry_last.min(part.last);
-            let pte = self.make_entry(level, Span { first, last })?;
-            self.tables.entry(table, index(first, level))?.store(pte.0, Ordering::Relaxed);
-            if last == part.last {
-                return Ok(());
-            }
-            first = last + 1;
-        }
     }
 }

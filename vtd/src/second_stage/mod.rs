@@ -13,8 +13,13 @@
 //! table keeps it: later mappings of 2 MiB there are made of 4 KiB entries.
 
 mod change;
+mod filler;
+mod leaves;
+mod one_page;
+mod request;
 mod reservation;
 mod slots;
+mod write_back;
 
 use portcullis_hal::{
     Access, CacheMaintenance, Iova, IovaRange, PhysAddr, TableMemory,
@@ -27,9 +32,11 @@ use portcullis_iommu::Error;
 use crate::{
     snoop::SnoopControl,
     spec::entries::Pte,
-    table_access::{TableAccess, need_pages},
+    table_access::{Table, TableAccess, need_pages},
 };
 
+/// Bytes of the smallest page.
+const PAGE: u64 = 4096;
 /// Entries in one table.
 const ENTRIES: u64 = TABLE_PAGE_CELLS as u64;
 /// I/O virtual addresses that reach the interrupt logic and never a table (manual, section 3.14).
@@ -43,6 +50,19 @@ const fn shift(level: u8) -> u32 {
 /// Where in its table the entry of a level for an address is.
 const fn index(address: u64, level: u8) -> usize {
     (address >> shift(level) & (ENTRIES - 1)) as usize
+}
+
+/// The entry of a table whose entries are of `level` for an address; there always is one.
+#[inline]
+fn entry_for(table: &Table, address: u64, level: u8) -> Option<&AtomicU64> {
+    table.get(index(address, level))
+}
+
+/// Where an entry that points to no table leads an address to.
+#[inline]
+fn translation(pte: Pte, address: u64, level: u8) -> Option<(PhysAddr, Access)> {
+    let offset = address & ((1 << shift(level)) - 1);
+    pte.is_present().then(|| (PhysAddr::new(pte.address() | offset), pte.access()))
 }
 
 /// The shape of a table.
@@ -69,6 +89,8 @@ pub struct SecondStage {
     root_address: u64,
     format: Format,
     aperture: IovaRange,
+    last_address: u64,
+    last_physical: u64,
     /// [`Pte::SNOOP`] when DMA is made coherent, else 0. Changed with all slots busy, read with one.
     snoop: AtomicU64,
     pages: AtomicU32,
@@ -80,7 +102,7 @@ impl SecondStage {
     /// root included; `snoop` makes every page that is mapped cache-coherent.
     ///
     /// # Errors
-    /// [`Error::NeedPages`] when the pool is empty; [`Error::Unsupported`] for a format that no hardware
+    /// [`Error::NeedPages`] when the pool is empty or the limit is 0; [`Error::Unsupported`] for a format that no hardware
     /// has.
     pub fn new<M: TableMemory, K: CacheMaintenance>(
         access: &TableAccess<'_, M, K>,
@@ -89,6 +111,10 @@ impl SecondStage {
         page_limit: Option<u32>,
     ) -> Result<Self, Error> {
         let aperture = check_format(format)?;
+        let page_limit = page_limit.unwrap_or(u32::MAX);
+        if page_limit == 0 {
+            return Err(Error::NeedPages { count: 1 });
+        }
         let root = access.pool.take(1).map_err(need_pages)?;
         access.write_back(access.pool.cells(&root));
         Ok(Self {
@@ -96,9 +122,11 @@ impl SecondStage {
             root,
             format,
             aperture,
+            last_address: aperture.last().as_u64(),
+            last_physical: (1 << format.physical_bits) - 1,
             snoop: AtomicU64::new(snoop.map_or(0, |_| Pte::SNOOP)),
             pages: AtomicU32::new(1),
-            page_limit: page_limit.unwrap_or(u32::MAX),
+            page_limit,
         })
     }
 
@@ -133,6 +161,7 @@ impl SecondStage {
     }
 
     /// Where `iova` leads now and with which rights. Any CPU, at any time.
+    #[inline]
     #[must_use]
     pub fn lookup<M: TableMemory, K: CacheMaintenance>(
         &self,
@@ -140,18 +169,29 @@ impl SecondStage {
         iova: Iova,
     ) -> Option<(PhysAddr, Access)> {
         let address = iova.as_u64();
-        if address > self.aperture.last().as_u64() {
+        if address > self.last_address {
             return None;
         }
-        let (mut table, mut level) = (self.root_address, self.format.levels);
+        match self.find_leaf(access, address) {
+            Some(leaf) => translation(Pte(leaf.entry.load(Ordering::Acquire)), address, 1),
+            None => self.lookup_on_any_way(access, address),
+        }
+    }
+
+    /// Through larger pages, and past entries on which another CPU works.
+    #[inline(never)]
+    fn lookup_on_any_way<M: TableMemory, K: CacheMaintenance>(
+        &self,
+        access: &TableAccess<'_, M, K>,
+        address: u64,
+    ) -> Option<(PhysAddr, Access)> {
+        let (mut table, mut level) = (access.table(&self.root)?, self.format.levels);
         loop {
-            let entry = access.entry(table, index(address, level)).ok()?;
-            let pte = Pte(entry.load(Ordering::Acquire));
-            if !pte.is_table(level) {
-                let offset = address & ((1 << shift(level)) - 1);
-                return pte.is_present().then(|| (PhysAddr::new(pte.address() | offset), pte.access()));
+            let pte = Pte(entry_for(table, address, level)?.load(Ordering::Acquire)).idle();
+            match access.table_of(pte) {
+                Some(next) if level > 1 => (table, level) = (next, level - 1),
+                _ => return translation(pte, address, level),
             }
-            (table, level) = (pte.address(), level.saturating_sub(1));
         }
     }
 

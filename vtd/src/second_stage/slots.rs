@@ -90,7 +90,8 @@ impl Slot<'_> {
 }
 
 impl SecondStage {
-    /// The slot that covers an address.
+    /// The slot that covers an address. A busy entry that points to a table is one that hardware does not
+    /// see yet: the way ends there until it does.
     #[inline]
     fn slot<'t, M: TableMemory, K: CacheMaintenance>(
         &self,
@@ -102,7 +103,7 @@ impl SecondStage {
             let cell = access.entry(table, index(address, level))?;
             if level > 2 {
                 let pte = Pte(cell.load(Ordering::Acquire));
-                if pte.is_table(level) {
+                if pte.is_table(level) && !pte.is_busy() {
                     (table, level) = (pte.address(), level - 1);
                     continue;
                 }

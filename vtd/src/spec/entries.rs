@@ -99,6 +99,13 @@ impl Pte {
         self.0 & Self::BUSY != 0
     }
 
+    /// The entry with a CPU at work on what it covers.
+    #[inline]
+    #[must_use]
+    pub const fn busy(self) -> Self {
+        Self(self.0 | Self::BUSY)
+    }
+
     /// The entry with nobody at work on it.
     #[inline]
     #[must_use]

@@ -18,11 +18,11 @@ pub(super) fn dead_unit_times_out<B: Board>(stage: &Stage<'_, B>) -> Result<(), 
 }
 
 /// S19: an unmap whose invalidation is never confirmed says so; from then on the hardware is quarantined:
-/// the context keeps its tables, and nothing new is attached.
+/// contexts keep their tables, and nothing new is attached.
 pub(super) fn lost_invalidation_quarantines<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     let iommu = stage.iommu();
     let (mut claim, mut other) = (stage.own(0, VM)?, stage.own(1, VM)?);
-    let context = stage.context(VM)?;
+    let (context, idle) = (stage.context(VM)?, stage.context(VM)?);
     stage.attach(&mut claim, 0, context)?;
     let (iova, buffer) = (stage.at(context, 0x44)?, stage.buffer(6)?);
     stage.map(context, iova, 6, Access::READ | Access::WRITE)?;
@@ -39,6 +39,9 @@ pub(super) fn lost_invalidation_quarantines<B: Board>(stage: &Stage<'_, B>) -> R
     ensure(claim.detach().is_err(), "dead hardware confirmed a block")?;
     stage.refuses("destroy what hardware may still read", iommu.destroy_context(context), |error| {
         error == Error::Quarantined
+    })?;
+    stage.refuses("destroy what hardware may still have cached", iommu.destroy_context(idle), |error| {
+        matches!(error, Error::Quarantined | Error::Timeout(_))
     })?;
     ensure(stage.board.table_pages_free() == free, "pages went back that hardware may still read")
 }

@@ -107,14 +107,9 @@ pub(super) fn two_contexts_are_separate<B: Board>(stage: &Stage<'_, B>) -> Resul
     stage.map(theirs, shared, 11, BOTH)?;
     ensure(stage.write(0, mine, shared, stage.buffer(10)?)? == Effect::Landed, "device 0 missed its page")?;
     ensure(stage.write(1, theirs, shared, stage.buffer(11)?)? == Effect::Landed, "device 1 missed its page")?;
-    ensure(
-        stage.write(0, mine, shared, stage.buffer(11)?)? == Effect::Blocked,
-        "device 0 reached VM 2's page",
-    )?;
-    ensure(
-        stage.write(1, theirs, shared, stage.buffer(10)?)? == Effect::Blocked,
-        "device 1 reached VM 1's page",
-    )?;
+    let (one, two) = (stage.buffer(10)?, stage.buffer(11)?);
+    ensure(stage.write_spares(0, mine, shared, one, two)?, "device 0 reached VM 2's page")?;
+    ensure(stage.write_spares(1, theirs, shared, two, one)?, "device 1 reached VM 1's page")?;
     let own = stage.at(mine, 0x61)?;
     stage.map(mine, own, 12, BOTH)?;
     ensure(
@@ -124,7 +119,8 @@ pub(super) fn two_contexts_are_separate<B: Board>(stage: &Stage<'_, B>) -> Resul
     ensure(stage.read(1, theirs, own, stage.buffer(12)?)? == Effect::Blocked, "device 1 used VM 1's mapping")
 }
 
-/// S13: a switched device sees the new context only, although hardware had the old one cached.
+/// S13: a switched device sees the new context only, although hardware had the old one cached; the old
+/// handle is refused although its slot is used again.
 pub(super) fn context_switch<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     let mut claim = stage.own(0, VM)?;
     let (old, new) = (stage.context(VM)?, stage.context(VM)?);
@@ -139,10 +135,12 @@ pub(super) fn context_switch<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failu
     stage.attach(&mut claim, 0, new)?;
     ensure(stage.write(0, new, iova, stage.buffer(2)?)? == Effect::Landed, "a write missed the new context")?;
     ensure(
-        stage.write(0, new, iova, stage.buffer(1)?)? == Effect::Blocked,
+        stage.write_spares(0, new, iova, stage.buffer(2)?, stage.buffer(1)?)?,
         "a write reached the old context",
     )?;
     stage.iommu().destroy_context(old)?;
+    let next = stage.context(VM)?;
+    ensure(next.slot() == old.slot(), "the slot was not used again")?;
     stage.refuses(
         "map through a stale handle",
         stage.iommu().map(old, iova, stage.buffer(1)?.extent, BOTH),
@@ -167,4 +165,25 @@ pub(super) fn released_device_is_blocked<B: Board>(stage: &Stage<'_, B>) -> Resu
     )?;
     claim.release()?;
     ensure(stage.write_blindly(0, iova, buffer)? == Effect::Blocked, "a released device reached memory")
+}
+
+/// S20: a device that keeps command queues in memory works through its context, queues and data alike;
+/// what is unmapped it does not reach.
+pub(super) fn queues_and_data_are_translated<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
+    const INDEX: usize = 2;
+    let mut claim = stage.own(INDEX, VM)?;
+    let context = stage.context(VM)?;
+    stage.attach(&mut claim, INDEX, context)?;
+    let device = stage.device(INDEX)?;
+    let queues = need(device.queues(), "the third device has no queues")?;
+    let at = stage.at(context, 0x100)?;
+    stage.map_buffer(context, at, queues, BOTH)?;
+    stage.step("start a device whose command queues are reached through the IOMMU");
+    device.start(at)?;
+    let (iova, buffer) = (stage.at(context, 0x123)?, stage.buffer(8)?);
+    stage.map(context, iova, 8, BOTH)?;
+    ensure(stage.write(INDEX, context, iova, buffer)? == Effect::Landed, "a write missed its page")?;
+    ensure(stage.read(INDEX, context, iova, buffer)? == Effect::Landed, "a read missed its page")?;
+    stage.unmap(context, iova, buffer.extent.bytes())?;
+    ensure(stage.write(INDEX, context, iova, buffer)? == Effect::Blocked, "a device reached an unmapped page")
 }

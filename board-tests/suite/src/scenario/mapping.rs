@@ -84,17 +84,26 @@ pub(super) fn large_page<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> 
     ensure(stage.write(0, context, iova, buffer)? == Effect::Blocked, "a large page outlived its unmap")
 }
 
-/// S05: after an unmap the device no longer reaches the page, although hardware had the entry cached; a
-/// new mapping at the same address leads to the new page only.
+/// S05: after an unmap no device of the context reaches the page any more, although hardware had the entry
+/// cached; a new mapping at the same address leads to the new page only, and comes only after the unmap.
 pub(super) fn unmap_then_dma<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
-    let mut claim = stage.own(0, VM)?;
+    let (mut claim, mut other) = (stage.own(0, VM)?, stage.own(1, VM)?);
     let context = stage.context(VM)?;
     stage.attach(&mut claim, 0, context)?;
+    stage.attach(&mut other, 1, context)?;
     let (iova, old, new) = (stage.at(context, 0x80)?, stage.buffer(4)?, stage.buffer(9)?);
     stage.map(context, iova, 4, BOTH)?;
-    ensure(stage.write(0, context, iova, old)? == Effect::Landed, "a write missed its page")?;
+    for index in 0..2 {
+        ensure(stage.write(index, context, iova, old)? == Effect::Landed, "a write missed its page")?;
+    }
+    stage.refuses("map over a mapping", stage.iommu().map(context, iova, new.extent, BOTH), |error| {
+        error == Error::AlreadyMapped { iova }
+    })?;
     stage.unmap(context, iova, PAGE)?;
-    ensure(stage.write(0, context, iova, old)? == Effect::Blocked, "a device reached an unmapped page")?;
+    for index in 0..2 {
+        let effect = stage.write(index, context, iova, old)?;
+        ensure(effect == Effect::Blocked, "a device reached an unmapped page")?;
+    }
     stage.map(context, iova, 9, BOTH)?;
     ensure(stage.write(0, context, iova, new)? == Effect::Landed, "a write missed the new page")?;
     ensure(stage.read(0, context, iova, new)? == Effect::Landed, "a read missed the new page")
@@ -105,23 +114,11 @@ pub(super) fn unmap_then_dma<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failu
 pub(super) fn exhaustion_leaves_nothing_half_done<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     const TRIES: u64 = 64;
     let mut claim = stage.own(0, VM)?;
+    take_what_stays(stage, &mut claim)?;
     let before = stage.board.table_pages_free();
     let context = stage.context_like(VM, &stage.board.starved_spec())?;
     stage.attach(&mut claim, 0, context)?;
-    let mut refused = None;
-    for number in 0..TRIES {
-        let (iova, free) = (spread(stage, context, number, TRIES)?, stage.board.table_pages_free());
-        match stage.iommu().map(context, iova, stage.buffer(5)?.extent, BOTH) {
-            Ok(()) => continue,
-            Err(error) => stage.refuses("map with no table page left", Err::<(), _>(error), |error| {
-                matches!(error, Error::NeedPages { .. })
-            })?,
-        }
-        ensure(stage.board.table_pages_free() == free, "a refused map kept table pages")?;
-        refused = Some((number, iova));
-        break;
-    }
-    let (number, iova) = need(refused, "table pages never ran out")?;
+    let (number, iova) = map_until_refused(stage, context, TRIES)?;
     ensure(number > 0, "not even one mapping fitted")?;
     let buffer = stage.buffer(5)?;
     let first = spread(stage, context, 0, TRIES)?;
@@ -130,6 +127,33 @@ pub(super) fn exhaustion_leaves_nothing_half_done<B: Board>(stage: &Stage<'_, B>
     stage.detach(&mut claim, 0)?;
     stage.iommu().destroy_context(context)?;
     ensure(stage.board.table_pages_free() == before, "table pages were lost")
+}
+
+/// Maps pages far from each other until table pages run out: how many fitted, and the refused address.
+fn map_until_refused<B: Board>(
+    stage: &Stage<'_, B>,
+    context: ContextHandle,
+    tries: u64,
+) -> Result<(u64, Iova), Failure> {
+    for number in 0..tries {
+        let (iova, free) = (spread(stage, context, number, tries)?, stage.board.table_pages_free());
+        let Err(failure) = stage.map(context, iova, 5, BOTH) else { continue };
+        let error = failure.error.ok_or(failure)?;
+        stage.refuses("map with no table page left", Err::<(), _>(error), |error| {
+            matches!(error, Error::NeedPages { .. })
+        })?;
+        ensure(stage.board.table_pages_free() == free, "a refused map kept table pages")?;
+        return Ok((number, iova));
+    }
+    need(None, "table pages never ran out")
+}
+
+/// Lets the unit take the pages that it keeps for a device whatever context comes and goes.
+fn take_what_stays<'b, B: Board>(stage: &Stage<'b, B>, claim: &mut Owned<'b, B>) -> Result<(), Failure> {
+    let context = stage.context(VM)?;
+    stage.attach(claim, 0, context)?;
+    stage.detach(claim, 0)?;
+    Ok(stage.iommu().destroy_context(context)?)
 }
 
 /// S07: a context of 39 bits ends there, for calls and for devices.

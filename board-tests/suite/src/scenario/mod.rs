@@ -32,8 +32,10 @@ bitflags! {
         const WIDTH_48 = 1 << 5;
         /// Contexts of 39 bits, and devices that can put more on the bus.
         const WIDTH_39 = 1 << 6;
-        /// An NVMe controller.
-        const NVME = 1 << 7;
+        /// A third device, which keeps its command queues in memory, as an NVMe controller.
+        const QUEUE_DEVICE = 1 << 7;
+        /// The IOMMU confirms invalidations, so that a lost one is noticed; PHB3 does not.
+        const CONFIRMATION = 1 << 8;
     }
 }
 
@@ -112,8 +114,9 @@ catalogue! {
     coherency::snoop_on_every_leaf shows ["S15"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_after_mappings shows ["S16"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_without_control shows ["S17"] needs Requires::NO_SNOOP_CONTROL;
-    hardware::dead_unit_times_out shows ["S18"] needs ANY;
-    hardware::lost_invalidation_quarantines shows ["S19"] needs ANY;
+    isolation::queues_and_data_are_translated shows ["S20"] needs Requires::QUEUE_DEVICE;
+    hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
+    hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
 }
 
 /// Runs the scenario with this name and emits how it went; `None` when there is none, or when the board

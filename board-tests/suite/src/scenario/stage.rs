@@ -46,8 +46,8 @@ pub(super) fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure
 impl<'b, B: Board> Stage<'b, B> {
     /// `None` when the board lacks two devices or sixteen buffers.
     pub(super) fn new(board: &'b B) -> Option<Self> {
-        for index in 0..2u8 {
-            let device = board.device(index.into())?;
+        board.device(1)?;
+        for (index, device) in (0..=2u8).filter_map(|index| Some((index, board.device(index.into())?))) {
             let requester = device.id().requester.as_u16();
             board.emit(&Event::Device { index, requester, name: device.name() });
         }
@@ -186,6 +186,21 @@ impl<'b, B: Board> Stage<'b, B> {
         let effect = judge(target, |byte, offset| byte == pattern(seed, offset), |byte| byte == SENTINEL);
         self.tell(device.id(), iova, Direction::Write, effect);
         Ok(effect)
+    }
+
+    /// The same, where `target` lies in the device's own context; and whether `bystander`, which lies there
+    /// in another context, stayed as it was.
+    pub(super) fn write_spares(
+        &self,
+        index: usize,
+        context: ContextHandle,
+        iova: Iova,
+        target: Buffer<'b>,
+        bystander: Buffer<'b>,
+    ) -> Result<bool, Failure> {
+        fill(bystander, |_| SENTINEL);
+        let landed = self.write(index, context, iova, target)? == Effect::Landed;
+        Ok(landed && judge(bystander, |_, _| false, |byte| byte == SENTINEL) == Effect::Blocked)
     }
 
     /// Lets device `index`, which is in no context, write to `iova`, where buffer `target` would lie.

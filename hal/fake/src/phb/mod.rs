@@ -16,7 +16,7 @@ mod tests;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 pub use opal::Opal;
@@ -184,8 +184,9 @@ impl FakePhb {
         Self { memory: memory.clone(), state: Arc::new(Mutex::new(state)) }
     }
 
+    /// Goes on after a test that died inside: what it drops on the way out still needs the model.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test thread died inside the model")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long kills and syncs take.

@@ -6,18 +6,20 @@
 //! that hardware would not survive or not report.
 
 mod config;
+mod dmar;
 mod fault;
 mod queue;
 mod registers;
 mod state;
 mod walk;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use portcullis_hal::RegisterIo;
 
 pub use config::VtdConfig;
-pub use state::{Knobs, Reason};
+pub use dmar::dmar_with_one_unit;
+pub use state::{Knobs, Posted, Reason};
 
 use crate::memory::FakeMemory;
 use state::State;
@@ -35,8 +37,9 @@ impl FakeVtd {
         Self { state: Arc::new(Mutex::new(State::new(memory, config))) }
     }
 
+    /// Goes on after a test that died inside: what it drops on the way out still needs the model.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test thread died inside the model")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The unit's registers.
@@ -76,7 +79,13 @@ impl FakeVtd {
 
     /// Lets data that was on its way arrive.
     pub fn land_posted(&self) {
-        self.lock().land_posted();
+        self.lock().land_posted(None);
+    }
+
+    /// Writes that are still on their way.
+    #[must_use]
+    pub fn posted(&self) -> Vec<Posted> {
+        self.lock().posted.clone()
     }
 
     /// Takes the notes of what software did against the manual.

@@ -4,6 +4,8 @@ use super::state::{State, Tag};
 
 const QUEUE_ERROR: u32 = 1 << 4;
 const TIME_OUT_ERROR: u32 = 1 << 6;
+/// Descriptor type of a wait.
+const WAIT: u64 = 5;
 pub(super) const QIES: u32 = 1 << 26;
 
 /// A descriptor that the unit cannot carry out.
@@ -27,13 +29,26 @@ impl State {
                 self.fsts |= QUEUE_ERROR;
                 return;
             };
-            if self.carry_out(low, high).is_err() {
+            if self.refuses(low, high) || self.carry_out(low, high).is_err() {
                 self.fsts |= QUEUE_ERROR;
                 return;
             }
+            self.repeat_writes();
             self.head = (self.head + 16) % self.queue_bytes();
             self.descriptors.push((low, high));
         }
+    }
+
+    fn refuses(&mut self, low: u64, high: u64) -> bool {
+        let here = (self.head, low, high);
+        if self.refused == Some(here) {
+            self.violation("the queue was restarted with the descriptor that it had refused");
+            return true;
+        }
+        let refused = low & 0xf != WAIT && self.knobs.refuse_descriptors > 0;
+        self.knobs.refuse_descriptors -= u32::from(refused);
+        self.refused = refused.then_some(here);
+        refused
     }
 
     fn carry_out(&mut self, low: u64, high: u64) -> Result<(), Bad> {
@@ -41,7 +56,7 @@ impl State {
             (1, 0) => self.invalidate_contexts(low),
             (2, 0) => self.invalidate_iotlb(low, high),
             (4, 0) => Ok(()),
-            (5, 0) => self.wait(low, high),
+            (WAIT, 0) => self.wait(low, high),
             _ => Err(Bad),
         }
     }
@@ -80,7 +95,7 @@ impl State {
             ));
         }
         if self.config.draining && low & 1 << 6 != 0 {
-            self.land_posted();
+            self.land_posted((granularity != 1).then_some(domain));
         }
         if self.knobs.drop_iotlb_invalidations {
             return Ok(());

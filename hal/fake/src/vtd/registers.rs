@@ -155,7 +155,19 @@ impl State {
         if once & RTPS != 0 {
             self.latch_root();
         }
+        if once & WBFS != 0 {
+            self.flush_write_buffer();
+        }
         self.announce((value & changed) | once & !WBFS, changed & !value);
+    }
+
+    /// Table walks see all stores so far; with a hung status bit the flush never ends.
+    fn flush_write_buffer(&mut self) {
+        if self.knobs.hang_status & WBFS != 0 {
+            self.gsts |= WBFS;
+        } else if self.config.write_buffer {
+            self.memory.drain();
+        }
     }
 
     fn latch_root(&mut self) {

@@ -26,6 +26,11 @@ pub struct Knobs {
     pub drop_iotlb_invalidations: bool,
     /// The next wait descriptor meets an invalidation time-out error (FSTS.ITE), once.
     pub time_out_once: bool,
+    /// Devices never rest: each repeats its last write behind every descriptor that is carried out.
+    pub restless: bool,
+    /// So many descriptors that are no waits are refused with an invalidation queue error (FSTS.IQE): each until software
+    /// has put another one in its place.
+    pub refuse_descriptors: u32,
     /// Every register reads as all ones and writes go nowhere.
     pub absent: bool,
 }
@@ -43,6 +48,19 @@ pub(super) struct CachedContext {
 pub(super) struct CachedLeaf {
     pub(super) phys: u64,
     pub(super) rights: u64,
+}
+
+/// A write that was translated and is still on its way.
+#[derive(Clone, Debug)]
+pub struct Posted {
+    /// Who wrote.
+    pub requester: u16,
+    /// Domain that its context had; 0 without translation.
+    pub domain: u16,
+    /// Where to.
+    pub iova: u64,
+    phys: u64,
+    bytes: Vec<u8>,
 }
 
 /// Domain, level of the entry, and index of what it covers.
@@ -65,14 +83,19 @@ pub(super) struct State {
     pub(super) head: u64,
     pub(super) tail: u64,
     pub(super) queue_reads: u32,
+    /// The descriptor that was refused last: place, low and high half.
+    pub(super) refused: Option<(u64, u64, u64)>,
     pub(super) records: Vec<(u64, u64)>,
     pub(super) next_record: usize,
+    pub(super) first_record: u32,
     /// `None` under a key: the entry was not present (caching mode).
     pub(super) contexts: HashMap<u16, Option<CachedContext>>,
     pub(super) tables: HashMap<Tag, (u64, u64)>,
     pub(super) leaves: HashMap<Tag, CachedLeaf>,
     pub(super) absent_leaves: HashMap<Tag, ()>,
-    pub(super) posted: Vec<(u64, Vec<u8>)>,
+    pub(super) posted: Vec<Posted>,
+    /// Where each device wrote last.
+    pub(super) last_writes: HashMap<u16, u64>,
     pub(super) violations: Vec<String>,
     pub(super) descriptors: Vec<(u64, u64)>,
 }
@@ -94,13 +117,16 @@ impl State {
             head: 0,
             tail: 0,
             queue_reads: 0,
+            refused: None,
             records: vec![(0, 0); usize::from(config.fault_records)],
             next_record: 0,
+            first_record: 0,
             contexts: HashMap::new(),
             tables: HashMap::new(),
             leaves: HashMap::new(),
             absent_leaves: HashMap::new(),
             posted: Vec::new(),
+            last_writes: HashMap::new(),
             violations: Vec::new(),
             descriptors: Vec::new(),
         }
@@ -128,6 +154,7 @@ impl State {
             let (address, length) = step(iova, done, bytes.len());
             let phys = self.reach(requester, address, true)?;
             let landed = self.memory.write(phys, &bytes[done..done + length]);
+            self.last_writes.insert(requester, address);
             assert!(landed, "translated to {phys:#x}, where no memory is");
             done += length;
         }
@@ -139,14 +166,37 @@ impl State {
         while done < bytes.len() {
             let (address, length) = step(iova, done, bytes.len());
             let phys = self.reach(requester, address, true)?;
-            self.posted.push((phys, bytes[done..done + length].to_vec()));
+            let bytes = bytes[done..done + length].to_vec();
+            let domain = self.cached_domain(requester);
+            self.posted.push(Posted { requester, domain, iova: address, phys, bytes });
             done += length;
         }
         Ok(())
     }
 
-    pub(super) fn land_posted(&mut self) {
-        for (phys, bytes) in std::mem::take(&mut self.posted) {
+    /// What restless devices do meanwhile; nobody takes note of what is blocked.
+    pub(super) fn repeat_writes(&mut self) {
+        if !self.knobs.restless {
+            return;
+        }
+        for (requester, iova) in self.last_writes.clone() {
+            let Ok(phys) = self.translate(requester, iova, true) else { continue };
+            let mut bytes = [0];
+            if self.memory.read(phys, &mut bytes) {
+                let domain = self.cached_domain(requester);
+                self.posted.push(Posted { requester, domain, iova, phys, bytes: bytes.to_vec() });
+            }
+        }
+    }
+
+    fn cached_domain(&self, requester: u16) -> u16 {
+        self.contexts.get(&requester).copied().flatten().map_or(0, |context| context.domain)
+    }
+
+    /// Lets the writes arrive that are on their way in a domain, or all.
+    pub(super) fn land_posted(&mut self, domain: Option<u16>) {
+        let due = |posted: &mut Posted| domain.is_none_or(|domain| posted.domain == domain);
+        for Posted { phys, bytes, .. } in self.posted.extract_if(.., due) {
             self.memory.write(phys, &bytes);
         }
     }

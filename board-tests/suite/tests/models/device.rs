@@ -1,0 +1,107 @@
+//! A device with a buffer of its own behind a modelled IOMMU.
+
+use std::{cell::RefCell, rc::Rc};
+
+use portcullis_fake::{phb::FakePhb, vtd::FakeVtd};
+use portcullis_hal::{DeviceId, Iova, RequesterId, Segment};
+use portcullis_suite::{DmaDevice, DmaError, event::Direction};
+
+/// Bytes in a device's own buffer.
+const BUFFER_BYTES: usize = 4096;
+
+/// What a write leaves on its way.
+const STRAGGLER: u8 = 0xee;
+
+/// What devices are behind; the answer is whether the IOMMU let the whole transfer pass.
+pub trait Bus: Clone {
+    fn read(&self, requester: u16, iova: u64, bytes: &mut [u8]) -> bool;
+    fn write(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool;
+}
+
+impl Bus for FakeVtd {
+    fn read(&self, requester: u16, iova: u64, bytes: &mut [u8]) -> bool {
+        self.dma_read(requester, iova, bytes).is_ok()
+    }
+
+    fn write(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool {
+        // The last byte of the page follows later: only an invalidation that drains brings it home.
+        let passed = self.dma_write(requester, iova, bytes).is_ok();
+        passed && self.dma_write_posted(requester, iova | 0xfff, &[STRAGGLER]).is_ok()
+    }
+}
+
+impl Bus for FakePhb {
+    fn read(&self, requester: u16, iova: u64, bytes: &mut [u8]) -> bool {
+        self.dma_read(requester, iova, bytes).is_ok()
+    }
+
+    fn write(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool {
+        self.dma_write(requester, iova, bytes).is_ok()
+    }
+}
+
+/// One transfer as the IOMMU saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    pub requester: u16,
+    pub iova: u64,
+    pub direction: Direction,
+    pub passed: bool,
+}
+
+/// All transfers of a machine, in order. Clones are the same log.
+pub type Transfers = Rc<RefCell<Vec<Transfer>>>;
+
+/// Requester IDs of a machine's devices, on different buses.
+pub const REQUESTERS: [u16; 3] = [0x0010, 0x0118, 0x0020];
+
+/// A device that copies between memory and its own buffer.
+pub struct ModelDevice<B> {
+    id: DeviceId,
+    bus: B,
+    own: RefCell<Vec<u8>>,
+    transfers: Transfers,
+}
+
+impl<B: Bus> ModelDevice<B> {
+    /// A device with this Requester ID.
+    pub fn new(requester: u16, bus: &B, transfers: &Transfers) -> Self {
+        Self {
+            id: DeviceId { segment: Segment(0), requester: RequesterId::new(requester) },
+            bus: bus.clone(),
+            own: RefCell::new(vec![0; BUFFER_BYTES]),
+            transfers: transfers.clone(),
+        }
+    }
+
+    fn note(&self, iova: Iova, direction: Direction, passed: bool) {
+        let (requester, iova) = (self.id.requester.as_u16(), iova.as_u64());
+        self.transfers.borrow_mut().push(Transfer { requester, iova, direction, passed });
+    }
+}
+
+impl<B: Bus> DmaDevice for ModelDevice<B> {
+    fn id(&self) -> DeviceId {
+        self.id
+    }
+
+    fn name(&self) -> &'static str {
+        "modelled device"
+    }
+
+    fn read_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
+        let mut own = self.own.borrow_mut();
+        let target = own.get_mut(..bytes as usize).ok_or(DmaError::TooLong { bytes })?;
+        let passed = self.bus.read(self.id.requester.as_u16(), iova.as_u64(), target);
+        self.note(iova, Direction::Read, passed);
+        Ok(())
+    }
+
+    fn write_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
+        let own = self.own.borrow();
+        let source = own.get(..bytes as usize).ok_or(DmaError::TooLong { bytes })?;
+        let passed = self.bus.write(self.id.requester.as_u16(), iova.as_u64(), source);
+        self.note(iova, Direction::Write, passed);
+        Ok(())
+    }
+}
