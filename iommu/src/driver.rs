@@ -102,6 +102,7 @@ pub struct Debts(Owed);
 
 /// One run, which is what an unmap owes, needs no room for many to be made.
 #[derive(Debug, Default)]
+#[expect(clippy::large_enum_variant, reason = "no allocator to box with; it lives on the stack")]
 enum Owed {
     #[default]
     Nothing,
@@ -228,9 +229,6 @@ pub trait Driver {
 
     /// Makes the prepared switch: all members are blocked before the first one joins the target.
     fn commit(&self, permit: &Permit, prepared: Self::Prepared) -> Outcome;
-
-    /// Gives up a prepared switch.
-    fn abandon(&self, permit: &Permit, prepared: Self::Prepared);
 
     /// Blocks all members; needs nothing that could be missing. Devices unknown to the hardware count as blocked.
     fn block(&self, permit: &Permit, members: &[DeviceId]) -> Outcome;

@@ -17,6 +17,7 @@ mod progress;
 mod project;
 mod qemu;
 mod record;
+mod sabotage;
 mod test;
 mod verdict;
 mod witness;
@@ -59,6 +60,7 @@ fn run(command: &Command) -> Result<bool, Error> {
         Command::Demo(options) => demo::run(&project, options),
         Command::Install(options) => install::run(&board::load_all(&project.boards())?, options),
         Command::PanicCheck => panic_check::run(&project),
+        Command::Sabotage(options) => sabotage::run(&project, options),
         Command::Test(options) => test::run(&project, options),
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo boards test`: host tests, doc tests and every board scenario, each with its name, time and verdict.
 
 mod host;
-mod libtest;
+pub(crate) mod libtest;
 pub(crate) mod outcome;
 mod report;
 
