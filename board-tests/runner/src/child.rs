@@ -7,7 +7,7 @@ use std::{
     io::{self, Read},
     os::unix::process::CommandExt,
     process::{Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +19,9 @@ use crate::interrupt;
 
 /// How often a wait looks for Ctrl-C.
 const GLANCE: Duration = Duration::from_millis(50);
+
+/// Pieces of output that wait to be read; a program that writes faster waits, as with any pipe.
+const PIECES_IN_FLIGHT: usize = 64;
 
 /// A running program with its output.
 pub(crate) struct Child {
@@ -40,7 +43,7 @@ pub(crate) enum Next {
     Output(Output),
     /// The program closed its output.
     Ended,
-    /// Nothing came until the deadline.
+    /// The deadline is over.
     Deadline,
 }
 
@@ -65,7 +68,7 @@ impl Child {
         }
         let program = command.get_program().to_string_lossy().into_owned();
         let mut inner = command.spawn().map_err(|source| ChildError::Start { program, source })?;
-        let (sender, output) = mpsc::channel();
+        let (sender, output) = mpsc::sync_channel(PIECES_IN_FLIGHT);
         if let Some(pipe) = inner.stdout.take() {
             forward(pipe, sender.clone(), Output::Out);
         }
@@ -81,14 +84,15 @@ impl Child {
             if interrupt::requested() {
                 return Err(ChildError::Interrupted);
             }
+            // Looked at before the output: a program that never falls silent has a deadline, too.
+            if deadline.is_some_and(|at| Instant::now() >= at) {
+                return Ok(Next::Deadline);
+            }
             let left = deadline.map_or(GLANCE, |at| at.saturating_duration_since(Instant::now()).min(GLANCE));
             match self.output.recv_timeout(left) {
                 Ok(output) => return Ok(Next::Output(output)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(Next::Ended),
                 Err(RecvTimeoutError::Timeout) => {}
-            }
-            if deadline.is_some_and(|at| Instant::now() >= at) {
-                return Ok(Next::Deadline);
             }
         }
     }
@@ -118,7 +122,7 @@ impl Drop for Child {
     }
 }
 
-fn forward(mut pipe: impl Read + Send + 'static, to: Sender<Output>, wrap: fn(Vec<u8>) -> Output) {
+fn forward(mut pipe: impl Read + Send + 'static, to: SyncSender<Output>, wrap: fn(Vec<u8>) -> Output) {
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = pipe.read(&mut buffer) {
@@ -236,5 +240,13 @@ mod tests {
         assert!(matches!(child.next(Some(deadline)), Ok(Next::Deadline)));
         let soon = Some(Instant::now() + Duration::from_millis(120));
         assert_eq!(run_until(shell("sleep 60"), soon, |_| {}).unwrap(), Ran::Killed);
+    }
+
+    #[test]
+    fn a_child_that_never_falls_silent_meets_its_deadline_too() {
+        let begun = Instant::now();
+        let soon = Some(begun + Duration::from_millis(120));
+        assert_eq!(run_until(shell("exec yes"), soon, |_| {}).unwrap(), Ran::Killed);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 }
