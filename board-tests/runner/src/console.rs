@@ -157,10 +157,11 @@ fn decode(frames: &mut impl Frames, bytes: &[u8], said: &mut impl FnMut(Said)) {
 }
 
 fn interpret(message: String) -> Said {
-    let bytes = message.strip_prefix(EVENT_PREFIX).and_then(numbers);
-    match bytes {
+    match message.strip_prefix(EVENT_PREFIX).and_then(numbers) {
         Some(bytes) if event::decode(&bytes).is_some() => Said::Event(bytes),
-        _ => Said::Log(message),
+        // Taken for a log, a transfer that went wrong could pass unseen.
+        Some(bytes) => Said::Garbled(bytes.len()),
+        None => Said::Log(message),
     }
 }
 
@@ -229,6 +230,12 @@ mod tests {
         let frame = format!("--- defmt ---\n\0\x01event {bytes:?}\0\x01event of the year\0");
         let said = heard(&[frame.as_bytes()]);
         assert_eq!(said, [Said::Event(bytes.to_vec()), Said::Log("event of the year".to_owned())]);
+    }
+
+    #[test]
+    fn an_event_of_another_suite_is_no_log() {
+        let said = heard(&[b"--- defmt ---\n\0\x01event [250, 1]\0"]);
+        assert_eq!(said, [Said::Garbled(2)]);
     }
 
     #[test]

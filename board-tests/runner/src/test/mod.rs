@@ -26,7 +26,7 @@ pub(crate) struct Options {
     /// Only tests whose full name contains TEXT; may be given several times
     #[arg(long, short, value_name = "TEXT")]
     filter: Vec<String>,
-    /// Only the scenarios of this board, without host tests: q35, powernv9
+    /// Only the scenarios of this board, such as q35 or powernv9, without host tests; may be given several times
     #[arg(long, short, value_name = "NAME")]
     board: Vec<String>,
     /// Show the names of what would run, and run nothing

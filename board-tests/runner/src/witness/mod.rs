@@ -16,8 +16,6 @@ pub(crate) struct Findings {
     pub(crate) landed: usize,
     /// Blocked transfers for which the trace has the fault.
     pub(crate) faulted: usize,
-    /// Blocked transfers of which the trace has neither a translation nor a fault.
-    pub(crate) absent: usize,
     /// Where the two differ.
     pub(crate) mismatches: Vec<String>,
 }
@@ -25,7 +23,7 @@ pub(crate) struct Findings {
 impl Findings {
     /// Transfers on which both agree.
     pub(crate) fn confirmed(&self) -> usize {
-        self.landed + self.faulted + self.absent
+        self.landed + self.faulted
     }
 }
 

@@ -163,7 +163,7 @@ pub(super) fn released_device_is_blocked<B: Board>(stage: &Stage<'_, B>) -> Resu
         stage.write(0, context, iova, buffer)? == Effect::Landed,
         "a write missed its page after a return",
     )?;
-    claim.release()?;
+    stage.release(claim, 0)?;
     ensure(stage.write_blindly(0, iova, buffer)? == Effect::Blocked, "a released device reached memory")
 }
 

@@ -124,6 +124,16 @@ impl<'b, B: Board> Stage<'b, B> {
 
     pub(super) fn detach(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
         claim.detach()?;
+        self.tell_detached(index)
+    }
+
+    /// Gives an attached device back.
+    pub(super) fn release(&self, claim: Owned<'b, B>, index: usize) -> Result<(), Failure> {
+        claim.release()?;
+        self.tell_detached(index)
+    }
+
+    fn tell_detached(&self, index: usize) -> Result<(), Failure> {
         let requester = self.device(index)?.id().requester.as_u16();
         self.board.emit(&Event::Detached { requester });
         Ok(())
