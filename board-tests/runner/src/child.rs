@@ -97,14 +97,17 @@ impl Child {
         }
     }
 
-    /// Waits for the process to end, after its output has.
-    pub(crate) fn finish(mut self) -> Result<ExitStatus, ChildError> {
+    /// Waits for the process to end, after its output has; kills it at the deadline.
+    pub(crate) fn finish(mut self, deadline: Option<Instant>) -> Result<Ran, ChildError> {
         loop {
             if let Some(status) = self.inner.try_wait().map_err(ChildError::Wait)? {
-                return Ok(status);
+                return Ok(Ran::Ended(status));
             }
             if interrupt::requested() {
                 return Err(ChildError::Interrupted);
+            }
+            if deadline.is_some_and(|at| Instant::now() >= at) {
+                return Ok(Ran::Killed);
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -195,7 +198,7 @@ pub(crate) fn run_until(
     for rest in [out.rest(), err.rest()].into_iter().flatten() {
         line(&rest);
     }
-    child.finish().map(Ran::Ended)
+    child.finish(deadline)
 }
 
 #[cfg(test)]
@@ -248,5 +251,11 @@ mod tests {
         let soon = Some(begun + Duration::from_millis(120));
         assert_eq!(run_until(shell("exec yes"), soon, |_| {}).unwrap(), Ran::Killed);
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_child_that_closed_its_output_meets_its_deadline_too() {
+        let soon = Some(Instant::now() + Duration::from_millis(120));
+        assert_eq!(run_until(shell("exec sleep 60 >&- 2>&-"), soon, |_| {}).unwrap(), Ran::Killed);
     }
 }

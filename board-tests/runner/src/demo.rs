@@ -7,7 +7,7 @@ use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use portcullis_suite::event::{self, Effect, Event};
 
 use crate::{
-    board::{self, Variant},
+    board::{self, Variant, WitnessKind},
     case::{self, Case, Ended},
     console::Said,
     error::Error,
@@ -17,6 +17,7 @@ use crate::{
     progress::{Screen, heading, seconds, toned},
     project::Project,
     promises::Promises,
+    witness::Findings,
     words::{self, Tone},
 };
 
@@ -134,7 +135,7 @@ impl Teller<'_> {
             Said::Log(text) | Said::Text(text) if self.verbose => self.screen.line(&format!("      {text}")),
             _ => {}
         })?;
-        self.witness(&ended);
+        self.witness(case.board.witness, &ended);
         Ok(ended)
     }
 
@@ -154,17 +155,24 @@ impl Teller<'_> {
         self.screen.line(&format!("    {}", toned(tone, &format!("{text}{why}"))));
     }
 
-    fn witness(&self, ended: &Ended) {
+    fn witness(&self, witness: WitnessKind, ended: &Ended) {
         let findings = &ended.findings;
         if ended.passed() {
-            let text = format!(
-                "witness   QEMU's trace agrees: {} landed, {} refused",
-                findings.landed, findings.faulted
-            );
+            let text = agreement(witness, findings);
             self.screen.line(&format!("    {}", toned(Tone::Good, &text)));
         }
         for line in ended.details() {
             self.screen.line(&format!("    {}", toned(Tone::Bad, &line)));
+        }
+    }
+}
+
+/// What QEMU's own account adds. The bridges' log is silent about what it lets through.
+fn agreement(witness: WitnessKind, Findings { landed, faulted, .. }: &Findings) -> String {
+    match witness {
+        WitnessKind::VtdTrace => format!("witness   QEMU's trace agrees: {landed} landed, {faulted} refused"),
+        WitnessKind::PhbErrors => {
+            format!("witness   QEMU's log agrees: it refused {faulted}, and none of the {landed} that landed")
         }
     }
 }
@@ -212,7 +220,7 @@ mod tests {
     use portcullis_suite::SCENARIOS;
 
     use super::*;
-    use crate::{record::tests::record_of, witness::Findings};
+    use crate::record::tests::record_of;
 
     #[test]
     fn the_story_is_made_of_scenarios() {

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     board::{Board, Variant},
-    child::{Child, ChildError, Lines, Next, Output},
+    child::{Child, ChildError, Lines, Next, Output, Ran},
     console::{Console, MessageTable, Said},
     record::{End, Record},
 };
@@ -65,7 +65,11 @@ impl Boot<'_> {
             live(&said);
             record.note(said);
         });
-        let end = if ended { End::Exited(child.finish()?) } else { End::Deadline(limit) };
+        let ran = if ended { child.finish(Some(deadline))? } else { Ran::Killed };
+        let end = match ran {
+            Ran::Ended(status) => End::Exited(status),
+            Ran::Killed => End::Deadline(limit),
+        };
         Ok((record, end))
     }
 }
