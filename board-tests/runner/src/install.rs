@@ -111,8 +111,7 @@ pub(crate) fn run(boards: &[Board], options: &Options) -> Result<bool, Error> {
         return Ok(true);
     }
     if !options.yes {
-        let commands = missing.steps(right()).iter().map(Step::to_string).collect();
-        return Err(Error::NotInstalled { commands });
+        return Err(not_installed(&missing));
     }
     install(&missing).map(|()| true)
 }
@@ -121,6 +120,16 @@ pub(crate) fn run(boards: &[Board], options: &Options) -> Result<bool, Error> {
 pub(crate) fn ensure(boards: &[Board], own_qemu: bool) -> Result<(), Error> {
     let missing = look(boards, Purpose::Boot { own_qemu })?;
     if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
+/// Looks for what booting these boards needs, and installs nothing.
+pub(crate) fn check(boards: &[Board], own_qemu: bool) -> Result<(), Error> {
+    let missing = look(boards, Purpose::Boot { own_qemu })?;
+    if missing.is_empty() { Ok(()) } else { Err(not_installed(&missing)) }
+}
+
+fn not_installed(missing: &Missing) -> Error {
+    Error::NotInstalled { commands: missing.steps(right()).iter().map(Step::to_string).collect() }
 }
 
 fn install(missing: &Missing) -> Result<(), Error> {

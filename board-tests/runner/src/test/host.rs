@@ -59,7 +59,7 @@ pub(super) fn programs(project: &Project) -> Result<Vec<Program>, Error> {
     let what = "building the host tests";
     let screen = Screen::spinner(what);
     let mut command = project.cargo();
-    command.args(["test", "--no-run", "--message-format", "json"]);
+    command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
     let lines = project::build(what, command, |line| {
         if !line.starts_with('{') {
             screen.now(&format!("{what}: {}", line.trim()));

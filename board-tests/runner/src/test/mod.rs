@@ -63,6 +63,11 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
     let boards = board::select(boards, &options.board)?;
     let all = case::all(&boards, &ignored);
     let cases: Vec<_> = all.iter().filter(|case| options.wants(&case.name())).collect();
+    let needed = needed(&boards, &cases);
+    // Whatever the machine lacks is said before anything is built.
+    if !options.list {
+        ensure(options, &needed)?;
+    }
     let host = Host::plan(project, options)?;
     if cases.is_empty() && host.is_empty() {
         return Err(Error::NothingMatches { filter: options.filter.join(" ") });
@@ -71,8 +76,10 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
         host.names().chain(cases.iter().map(|case| case.name())).for_each(|name| println!("{name}"));
         return Ok(true);
     }
-    // Whatever the machine lacks is said before anything runs.
-    let ready = prepare(project, options, &boards, &cases)?;
+    let ready = needed
+        .into_iter()
+        .map(|board| image::prepare(project, board, options.qemu.as_deref()))
+        .collect::<Result<Vec<_>, _>>()?;
     let session = Session { options, screen: Screen::steps(host.names().count() + cases.len()) };
     let begun = Instant::now();
     let mut outcomes = session.host(project, &host)?;
@@ -106,20 +113,17 @@ impl Host {
     }
 }
 
-fn prepare(
-    project: &Project,
-    options: &Options,
-    boards: &[Board],
-    cases: &[&Case<'_>],
-) -> Result<Vec<ReadyBoard>, Error> {
-    let needed =
+/// The boards that something is to run on.
+fn needed(boards: &[Board], cases: &[&Case<'_>]) -> Vec<Board> {
+    let runs =
         |board: &&Board| cases.iter().any(|case| case.ignored.is_none() && case.board.name == board.name);
-    let boards: Vec<_> = boards.iter().filter(needed).cloned().collect();
+    boards.iter().filter(runs).cloned().collect()
+}
+
+fn ensure(options: &Options, boards: &[Board]) -> Result<(), Error> {
+    let own_qemu = options.qemu.is_some();
     // Lines for people do not belong between those for machines.
-    if !options.json {
-        install::ensure(&boards, options.qemu.is_some())?;
-    }
-    boards.iter().map(|board| image::prepare(project, board.clone(), options.qemu.as_deref())).collect()
+    if options.json { install::check(boards, own_qemu) } else { install::ensure(boards, own_qemu) }
 }
 
 /// A run that goes on.
