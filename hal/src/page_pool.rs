@@ -127,7 +127,8 @@ impl<M: TableMemory> PagePool<M> {
     }
 
     /// Takes up the run whose first page lies at `address` again: for tables that are found by walking
-    /// their parents. The caller says how many pages it took there.
+    /// their parents. The caller says how many pages it took there, and takes each run up once: two runs of
+    /// the same pages would be given back twice.
     ///
     /// `None` when the address is not that of pages that are handed out.
     #[must_use]
