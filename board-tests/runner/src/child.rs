@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
 use thiserror::Error;
 
 use crate::interrupt;
@@ -62,9 +62,10 @@ impl Child {
     /// Starts `command` without input, with both outputs captured.
     pub(crate) fn start(mut command: Command) -> Result<Self, ChildError> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        let runner = getpid();
+        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
         unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+            command.pre_exec(move || die_with(runner));
         }
         let program = command.get_program().to_string_lossy().into_owned();
         let mut inner = command.spawn().map_err(|source| ChildError::Start { program, source })?;
@@ -112,6 +113,13 @@ impl Child {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Asks the kernel to kill this process, which was just forked, when the runner is killed.
+fn die_with(runner: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Killed before that, the runner sends nothing any more.
+    if getppid() == Some(runner) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
 impl Drop for Child {
@@ -257,5 +265,11 @@ mod tests {
     fn a_child_that_closed_its_output_meets_its_deadline_too() {
         let soon = Some(Instant::now() + Duration::from_millis(120));
         assert_eq!(run_until(shell("exec sleep 60 >&- 2>&-"), soon, |_| {}).unwrap(), Ran::Killed);
+    }
+
+    #[test]
+    fn a_child_whose_runner_is_already_gone_does_not_start() {
+        // No process is its own parent.
+        assert!(die_with(getpid()).is_err());
     }
 }

@@ -35,6 +35,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    interrupt::end_with_the_reader();
     let cli = Cli::parse();
     if let Err(error) = interrupt::install() {
         eprintln!("error: Ctrl-C cannot be caught: {error}");
