@@ -84,7 +84,8 @@ impl<'t, 'u, 's> Joining<'t, 'u, 's> {
     fn new(topology: &'t Topology, segment: Run<'_>, union: &'u mut Union<'s>) -> Self {
         let mut links = [Linked::default(); 256];
         for (number, function) in segment.numbered() {
-            let port = topology.above(function.id.requester.bus()).filter(|bridge| bridge.kind.is_link_port());
+            let port =
+                topology.above(function.id.requester.bus()).filter(|bridge| bridge.kind.is_link_port());
             if let Some(link) = port.and_then(|port| links.get_mut(usize::from(port.buses.secondary))) {
                 link.add(number, function);
             }
