@@ -52,7 +52,7 @@ impl PciKind {
         }
     }
 
-    /// The services that are in force, from the ACS Capability and ACS Control registers (7.7.11).
+    /// The services that are in force, from the ACS Capability and ACS Control registers (6.12).
     ///
     /// A root port, or a function of a multi-function device, must offer a redirection only if it sends
     /// requests to its peers at all (6.12.1): what the capability of such a function lacks is in force.
@@ -76,7 +76,7 @@ impl PciKind {
 }
 
 bitflags! {
-    /// Access Control Services, at the bits of the ACS Control register (7.7.11.3).
+    /// Access Control Services, at the bits of the ACS Control register (6.12).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Acs: u16 {
         /// Requests with a Requester ID of another bus are refused.

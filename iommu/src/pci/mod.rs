@@ -2,15 +2,16 @@
 //!
 //! Sections are those of the PCI Express Base Specification 6.0, unless another text is named.
 
-// mod capabilities;
+mod capabilities;
 pub mod facts;
+mod function;
 pub mod groups;
-// pub mod quiesce;
-// mod reset;
+pub mod quiesce;
+mod reset;
 mod topology;
 mod union;
 
 pub use facts::{Acs, BusRange, PciFunction, PciKind};
 pub use groups::assign_groups;
 pub use topology::TopologyError;
-// pub use quiesce::{Method, Quiesced, QuiesceError, quiesce};
+pub use quiesce::{Method, Quiesced, QuiesceError, quiesce};
