@@ -118,7 +118,9 @@ impl FakeFunction {
     pub fn into_virtual(mut self) -> Self {
         self.define(0, u32::MAX, 0);
         self.define(COMMAND, 0x0010_0004, BUS_MASTER);
-        [0x10, 0x18, 0x1c, 0x30].map(|bar| self.define(bar, 0, 0));
+        for bar in [0x10, 0x18, 0x1c, 0x30] {
+            self.define(bar, 0, 0);
+        }
         self
     }
 

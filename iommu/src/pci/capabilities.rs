@@ -83,7 +83,11 @@ impl Capabilities {
     }
 
     /// The list of 7.6. A function, or a means of access, without extended space reads as all ones.
-    fn walk_extended_list(&mut self, config: &impl ConfigSpace, device: DeviceId) -> Result<(), QuiesceError> {
+    fn walk_extended_list(
+        &mut self,
+        config: &impl ConfigSpace,
+        device: DeviceId,
+    ) -> Result<(), QuiesceError> {
         let mut at = EXTENDED_LIST;
         for _ in 0..(END - EXTENDED_LIST) / 4 {
             let header = config.read32(device, at);

@@ -13,5 +13,5 @@ mod union;
 
 pub use facts::{Acs, BusRange, PciFunction, PciKind};
 pub use groups::assign_groups;
+pub use quiesce::{Method, QuiesceError, Quiesced, quiesce};
 pub use topology::TopologyError;
-pub use quiesce::{Method, Quiesced, QuiesceError, quiesce};

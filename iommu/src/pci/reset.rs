@@ -96,8 +96,7 @@ struct Saved([Option<Register>; 13]);
 
 impl Saved {
     fn of(function: &Function<'_, impl ConfigSpace>) -> Self {
-        let save =
-            |offset, mask| Some(Register { offset, mask, value: function.read(offset) & mask });
+        let save = |offset, mask| Some(Register { offset, mask, value: function.read(offset) & mask });
         let capabilities = function.capabilities;
         Self([
             // Cache line size and latency timer; the self-test above them stays as it is.
