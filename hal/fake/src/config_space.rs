@@ -201,7 +201,7 @@ impl FakeFunction {
         if now < since + RESET_TIME && self.mistakes.last() != Some(&Mistake::TouchedDuringReset) {
             self.mistakes.push(Mistake::TouchedDuringReset);
         }
-        if !self.habits.reset.is_some_and(|reset| now >= since + reset) {
+        if self.habits.reset.is_none_or(|reset| now < since + reset) {
             return false;
         }
         self.finish_reset(since);

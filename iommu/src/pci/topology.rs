@@ -90,10 +90,13 @@ impl<'f> Run<'f> {
 
     /// The runs in it that agree in a property.
     pub(super) fn split<K: PartialEq>(self, property: fn(&PciFunction) -> K) -> impl Iterator<Item = Self> {
-        let chunks = self.functions.chunk_by(move |left, right| property(left) == property(right));
-        chunks.scan(self.first, |next, functions| {
-            let first = *next;
-            *next = first.wrapping_add(functions.len() as u16);
+        let mut rest = self;
+        core::iter::from_fn(move || {
+            let value = property(rest.functions.first()?);
+            let same = rest.functions.iter().take_while(|function| property(function) == value).count();
+            let (functions, others) = rest.functions.split_at_checked(same)?;
+            let first = rest.first;
+            rest = Self { first: first.wrapping_add(same as u16), functions: others };
             Some(Self { first, functions })
         })
     }
