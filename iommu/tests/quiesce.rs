@@ -197,7 +197,7 @@ fn q05_lists_of_capabilities_that_lead_astray_are_refused() {
     assert_eq!(refused_at(good().with_register(0x34, 0x3c)), 0x3c, "into the header at once");
     let leads_to = |next: u32| good().with_register(0x80, 0x0002_0010 | next << 8);
     assert_eq!(refused_at(leads_to(0xfc).with_register(0xfc, 0x13)), 0xfc, "does not fit");
-    assert_eq!(refused_at(leads_to(0xf8).with_register(0xf8, 0x10)), 0xf8, "a second one");
+    assert_eq!(refused_at(leads_to(0xc0).with_register(0xc0, 0x10)), 0xc0, "a second one");
     let late = FakeFunction::new(Habits::default()).with_capability(0xe0, 0x10);
     assert_eq!(refused_at(late.with_register(0xe0, 0x0002_0010)), 0xe0, "version 2 does not fit");
 }
@@ -205,7 +205,7 @@ fn q05_lists_of_capabilities_that_lead_astray_are_refused() {
 #[test]
 fn q05_extended_lists_that_lead_astray_are_refused() {
     let leads_to = |next: u32| express(Habits::default()).with_register(0x100, 0x0001_000d | next << 20);
-    assert_eq!(refused_at(leads_to(0x100)), 0x100, "a second one");
+    assert_eq!(refused_at(leads_to(0x140).with_register(0x140, 0x0d)), 0x140, "a second one");
     assert_eq!(refused_at(leads_to(0x0fc)), 0x0fc, "back into the first 256 bytes");
     let circle = leads_to(0x140).with_register(0x140, 3 | 0x180 << 20).with_register(0x180, 3 | 0x140 << 20);
     assert!([0x140, 0x180].contains(&refused_at(circle)));
