@@ -1,8 +1,8 @@
 //! PEs: each device gets one of its own, for good, and is blocked in it until it joins a context.
 
 use portcullis_hal::{
-    DeviceId, RequesterId,
-    sync::{AtomicU64, Mutex, MutexGuard, Ordering},
+    DeviceId, RequesterId, array_of,
+    sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering},
 };
 use portcullis_iommu::{Error, driver::MAX_MEMBERS};
 
@@ -18,6 +18,8 @@ pub(crate) type Slots = heapless::Vec<usize, MAX_MEMBERS>;
 
 /// No context: contexts count from 1.
 const NOBODY: u64 = 0;
+/// Counters of joined slots; contexts share one only when more than so many were made.
+const COUNTERS: usize = 64;
 
 /// Which device sits in which PE, and which context the PE walks.
 ///
@@ -27,13 +29,16 @@ const NOBODY: u64 = 0;
 pub(crate) struct PeTable<const DEVICES: usize> {
     devices: Mutex<Devices<DEVICES>>,
     contexts: [AtomicU64; DEVICES],
+    /// Slots that joined a context whose number leaves this remainder: 0 spares a mapping call the search.
+    joined: [AtomicU32; COUNTERS],
 }
 
 impl<const DEVICES: usize> PeTable<DEVICES> {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             devices: Mutex::new(heapless::Vec::new()),
-            contexts: [const { AtomicU64::new(NOBODY) }; DEVICES],
+            contexts: array_of![AtomicU64::new(NOBODY); DEVICES],
+            joined: array_of![AtomicU32::new(0); COUNTERS],
         }
     }
 
@@ -42,10 +47,19 @@ impl<const DEVICES: usize> PeTable<DEVICES> {
         self.devices.lock()
     }
 
-    /// Notes which context the PE of `slot` walks.
+    /// Notes which context the PE of `slot` walks. Counted in before it can be found and out after it
+    /// cannot any more; the control plane's lock keeps other changes away.
     pub(crate) fn join(&self, slot: usize, context: u64) {
         if let Some(cell) = self.contexts.get(slot) {
-            cell.store(context, Ordering::SeqCst);
+            if context != NOBODY {
+                self.counter(context).fetch_add(1, Ordering::SeqCst);
+            }
+            match cell.swap(context, Ordering::SeqCst) {
+                NOBODY => {}
+                before => {
+                    self.counter(before).fetch_sub(1, Ordering::SeqCst);
+                }
+            }
         }
     }
 
@@ -54,12 +68,24 @@ impl<const DEVICES: usize> PeTable<DEVICES> {
         self.join(slot, NOBODY);
     }
 
+    /// Whether some PE may walk `context`.
+    #[inline]
+    pub(crate) fn may_have_slots(&self, context: u64) -> bool {
+        self.counter(context).load(Ordering::SeqCst) != 0
+    }
+
     /// The slots whose PEs walk `context`.
     pub(crate) fn slots_of(&self, context: u64) -> impl Iterator<Item = usize> + '_ {
         self.contexts
             .iter()
             .enumerate()
             .filter_map(move |(slot, cell)| (cell.load(Ordering::SeqCst) == context).then_some(slot))
+    }
+
+    #[inline]
+    fn counter(&self, context: u64) -> &AtomicU32 {
+        let [first, ..] = &self.joined;
+        self.joined.get(context as usize % COUNTERS).unwrap_or(first)
     }
 }
 

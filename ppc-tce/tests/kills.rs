@@ -44,6 +44,26 @@ fn e27_a_mapping_works_although_the_empty_entry_was_cached() {
 }
 
 #[test]
+fn e27_a_mapping_made_while_a_device_joins_works_in_the_end() {
+    let machine = Machine::patient(PhbKind::Phb4);
+    let context = machine.context(&spec(2, GIB));
+    let mut claim = machine.claim(&[RID]);
+    for round in 0..300 {
+        thread::scope(|scope| {
+            let (machine, claim) = (&machine, &mut claim);
+            scope.spawn(move || {
+                claim.attach(context).expect("an attach");
+                let _ = machine.read(RID, 0);
+            });
+            scope.spawn(move || machine.map(context, 0, DATA, PAGE).expect("a map"));
+        });
+        assert!(machine.read(RID, 0).is_ok(), "round {round}");
+        machine.unmap(context, 0, PAGE).expect("an unmap");
+        claim.detach().expect("a detach");
+    }
+}
+
+#[test]
 fn e28_an_unmapped_page_cannot_be_reached_although_it_was_cached() {
     for kind in KINDS {
         let machine = Machine::new(kind);
@@ -76,6 +96,26 @@ fn e28_one_kill_a_pe_serves_a_call_and_none_is_sent_without_a_device() {
     assert_eq!(kills(&nothing), 0, "nothing was mapped, so nothing is owed");
     claim.detach().expect("a detach");
     assert_eq!([kills(&map), kills(&unmap)], [0, 0]);
+}
+
+#[test]
+fn e28_however_many_contexts_came_before_a_context_s_own_devices_are_killed() {
+    let machine = Machine::new(PhbKind::Phb4);
+    let (kept, mut first) = machine.attached(RID + 1);
+    machine.map(kept, 0, DATA, PAGE).expect("a map");
+    let mut claim = machine.claim(&[RID]);
+    for number in 2..200 {
+        let context = machine.context(&spec(2, GIB));
+        claim.attach(context).expect("an attach");
+        machine.map(context, 0, DATA, PAGE).expect("a map");
+        assert_eq!([machine.read(RID, 0).is_ok(), machine.read(RID + 1, 0).is_ok()], [true, true]);
+        let _ = machine.events();
+        machine.unmap(context, 0, PAGE).expect("an unmap");
+        assert_eq!(machine.events(), [PhbEvent::PeKilled { pe: machine.pe(1) }], "context {number}");
+        claim.detach().expect("a detach");
+        machine.iommu.destroy_context(context).expect("unused");
+    }
+    first.detach().expect("a detach");
 }
 
 #[test]

@@ -11,8 +11,13 @@ use crate::{
     unit::Unit,
 };
 
-/// Takes the oldest record and clears it. The caller keeps other CPUs out.
-pub(crate) fn take<R: RegisterIo, C: Clock>(unit: &Unit<R, C>, segment: Segment) -> Option<Fault> {
+/// Takes the oldest record and clears it. `next` is the one after the record that was taken last: hardware
+/// fills them in a ring, and FRI names the oldest only until that one is cleared.
+pub(crate) fn take<R: RegisterIo, C: Clock>(
+    unit: &Unit<R, C>,
+    segment: Segment,
+    next: &mut Option<usize>,
+) -> Option<Fault> {
     let status = unit.registers.read32(FSTS);
     let flags = FaultStatus::from_bits_truncate(status);
     if status == u32::MAX {
@@ -20,8 +25,11 @@ pub(crate) fn take<R: RegisterIo, C: Clock>(unit: &Unit<R, C>, segment: Segment)
     }
     let fault = flags.contains(FaultStatus::PENDING).then(|| {
         let records = unit.capability.fault_records();
-        let first = FaultStatus::first_record(status);
-        (0..records).find_map(|step| take_record(unit, segment, (first + step) % records.max(1)))
+        let first = next.unwrap_or(FaultStatus::first_record(status));
+        (0..records).map(|step| (first + step) % records.max(1)).find_map(|index| {
+            *next = Some(index + 1);
+            take_record(unit, segment, index)
+        })
     });
     if flags.contains(FaultStatus::OVERFLOW) {
         // Until it is cleared, hardware records nothing more.

@@ -115,6 +115,10 @@ global_asm!(
     "mflr 3",
     "mfspr 4, 26",  // SRR0
     "mfspr 5, 314", // HSRR0
+    "mfmsr 6",      // interrupts switch VEC, VSX and FP off
+    "oris 6, 6, 0x0280",
+    "ori 6, 6, 0x2000",
+    "mtmsrd 6",
     "lis 1, crash_stack_top@ha",
     "addi 1, 1, crash_stack_top@l",
     "li 0, 0",

@@ -84,17 +84,26 @@ pub(super) fn large_page<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> 
     ensure(stage.write(0, context, iova, buffer)? == Effect::Blocked, "a large page outlived its unmap")
 }
 
-/// S05: after an unmap the device no longer reaches the page, although hardware had the entry cached; a
-/// new mapping at the same address leads to the new page only.
+/// S05: after an unmap no device of the context reaches the page any more, although hardware had the entry
+/// cached; a new mapping at the same address leads to the new page only, and comes only after the unmap.
 pub(super) fn unmap_then_dma<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
-    let mut claim = stage.own(0, VM)?;
+    let (mut claim, mut other) = (stage.own(0, VM)?, stage.own(1, VM)?);
     let context = stage.context(VM)?;
     stage.attach(&mut claim, 0, context)?;
+    stage.attach(&mut other, 1, context)?;
     let (iova, old, new) = (stage.at(context, 0x80)?, stage.buffer(4)?, stage.buffer(9)?);
     stage.map(context, iova, 4, BOTH)?;
-    ensure(stage.write(0, context, iova, old)? == Effect::Landed, "a write missed its page")?;
+    for index in 0..2 {
+        ensure(stage.write(index, context, iova, old)? == Effect::Landed, "a write missed its page")?;
+    }
+    stage.refuses("map over a mapping", stage.iommu().map(context, iova, new.extent, BOTH), |error| {
+        error == Error::AlreadyMapped { iova }
+    })?;
     stage.unmap(context, iova, PAGE)?;
-    ensure(stage.write(0, context, iova, old)? == Effect::Blocked, "a device reached an unmapped page")?;
+    for index in 0..2 {
+        let effect = stage.write(index, context, iova, old)?;
+        ensure(effect == Effect::Blocked, "a device reached an unmapped page")?;
+    }
     stage.map(context, iova, 9, BOTH)?;
     ensure(stage.write(0, context, iova, new)? == Effect::Landed, "a write missed the new page")?;
     ensure(stage.read(0, context, iova, new)? == Effect::Landed, "a read missed the new page")

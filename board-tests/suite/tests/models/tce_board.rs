@@ -13,7 +13,7 @@ use portcullis_ppc_tce::{
 use portcullis_suite::{Board, Buffer, Event};
 
 use crate::{
-    device::{ModelDevice, Transfers},
+    device::{ModelDevice, REQUESTERS, Transfers},
     machine::{Machine, PATIENCE, Trace},
     model_board::ModelBoard,
 };
@@ -56,7 +56,8 @@ impl TceBoard {
         bridge.set_timing(how.timing);
         leave_windows_open(&bridge, how.kind, &machine);
         let driver = bring_up(&bridge, how.kind, machine.pool(), &machine).expect("a bridge that answers");
-        let devices = ModelDevice::pair(&bridge, transfers);
+        let [first, second, _] = REQUESTERS;
+        let devices = [first, second].map(|requester| ModelDevice::new(requester, &bridge, transfers));
         Self { iommu: Iommu::new(driver), machine, bridge, how, devices }
     }
 }
@@ -65,7 +66,7 @@ impl TceBoard {
 fn leave_windows_open(bridge: &FakePhb, kind: PhbKind, machine: &Machine) {
     let (page, table) = (IoPageSize::SIZE_64K, machine.leftover_table());
     for number in 0..LEFTOVER_TCES {
-        let tce = number * page.bytes() | READ_WRITE;
+        let tce = (number * page.bytes()) | READ_WRITE;
         assert!(machine.memory.write(table.as_u64() + number * 8, &tce.to_be_bytes()));
     }
     for pe in 0..kind.pes() {

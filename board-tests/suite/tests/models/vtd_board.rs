@@ -4,17 +4,18 @@ use std::{cell::RefCell, rc::Rc};
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
-    vtd::{FakeVtd, FakeVtdRegisters, VtdConfig},
+    vtd::{FakeVtd, FakeVtdRegisters, Posted, VtdConfig},
 };
-use portcullis_hal::{DeviceId, Iova, PagePool, PhysAddr, RegisterIo, Segment};
+use portcullis_hal::{DeviceId, Iova, PagePool, PhysAddr, RegisterIo, RequesterId, Segment};
 use portcullis_iommu::{Error, Iommu};
 use portcullis_suite::{Board, Buffer, DmaDevice, Event, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
 
 use crate::{
-    device::{ModelDevice, Transfers},
+    device::{ModelDevice, REQUESTERS, Transfers},
     machine::{Machine, PATIENCE, Trace},
     model_board::ModelBoard,
+    queue_device::QueueDevice,
 };
 
 /// Byte offsets of registers (manual, 11.4): command and status, root table, invalidation queue.
@@ -25,6 +26,7 @@ const IQH: usize = 0x80;
 const IQT: usize = 0x88;
 /// Bits 51:12 of an entry of any kind.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const PRESENT: u64 = 1;
 const READ_WRITE: u64 = 3;
 const IS_PAGE: u64 = 1 << 7;
 const SNOOP: u64 = 1 << 11;
@@ -36,11 +38,13 @@ type Driver<R> = VtdIommu<R, FakeMemory, FakeClock, FakeCache>;
 pub struct VtdHabits {
     /// Register reads that a command or an invalidation takes.
     pub slow: u32,
+    /// Devices go on writing while the unit invalidates.
+    pub restless: bool,
     /// Table pages of a starved context; `None`: the pool runs out.
     pub starved: Option<u32>,
 }
 
-/// The machine, its unit and two devices behind it.
+/// The machine, its unit, two devices and a third with a command queue behind it.
 pub struct VtdBoard {
     machine: Machine,
     unit: FakeVtd,
@@ -48,20 +52,26 @@ pub struct VtdBoard {
     address_bits: u8,
     starved: Option<u32>,
     iommu: Iommu<Driver<Shared>>,
-    devices: [ModelDevice<FakeVtd>; 2],
+    devices: [Box<dyn DmaDevice>; 3],
     undrained: RefCell<Vec<String>>,
 }
 
 impl VtdBoard {
     /// A unit of this kind and with these habits, taken over by the driver.
     pub fn new(config: VtdConfig, habits: VtdHabits, trace: Trace, transfers: &Transfers) -> Self {
-        let machine = Machine::new(config.coherent, trace);
+        let machine = Machine::new(config.coherent && !config.write_buffer, trace);
         let unit = FakeVtd::new(machine.memory.clone(), config);
-        unit.misbehave(|knobs| (knobs.slow_status, knobs.slow_queue) = (habits.slow, habits.slow));
+        unit.misbehave(|knobs| {
+            (knobs.slow_status, knobs.slow_queue) = (habits.slow, habits.slow);
+            knobs.restless = habits.restless;
+        });
         let registers = Shared(Rc::new(Withholding::new(unit.registers(), IQH, IQT)));
         let driver = bring_up(registers.clone(), machine.pool(), &machine).expect("a unit that answers");
+        let [first, second, engine] =
+            REQUESTERS.map(|requester| ModelDevice::new(requester, &unit, transfers));
+        let third = QueueDevice::new(engine, &unit, machine.queue());
         Self {
-            devices: ModelDevice::pair(&unit, transfers),
+            devices: [Box::new(first), Box::new(second), Box::new(third)],
             address_bits: config.guest_bits,
             starved: habits.starved,
             iommu: Iommu::new(driver),
@@ -72,18 +82,30 @@ impl VtdBoard {
         }
     }
 
-    fn expect_drained(&self, requester: u16) {
-        if self.unit.posted_by(requester) != 0 {
-            self.undrained.borrow_mut().push(format!("DMA of {requester:#x} was not drained"));
-        }
+    fn expect_drained(&self, concerned: impl Fn(&Posted) -> bool) {
+        let posted = self.unit.posted();
+        let undrained = posted.iter().filter(|posted| concerned(posted));
+        self.undrained.borrow_mut().extend(undrained.map(|posted| format!("not drained: {posted:x?}")));
+    }
+
+    /// Where the context entry of a device lies.
+    fn context_entry(&self, requester: RequesterId) -> Option<u64> {
+        let root = (self.unit.registers().read64(RTADDR) & ADDRESS) + u64::from(requester.bus()) * 16;
+        let table = self.machine.memory.walk(root).filter(|entry| entry & PRESENT != 0)? & ADDRESS;
+        Some(table + u64::from(requester.devfn()) * 16)
+    }
+
+    /// The domain that a device is in now.
+    fn domain(&self, requester: RequesterId) -> Option<u16> {
+        let (entry, walk) = (self.context_entry(requester)?, |address| self.machine.memory.walk(address));
+        walk(entry).filter(|low| low & PRESENT != 0)?;
+        walk(entry + 8).map(|high| (high >> 8) as u16)
     }
 
     /// The leaf that hardware finds for a device's address.
     fn leaf(&self, device: DeviceId, iova: Iova) -> Option<u64> {
         let walk = |address| self.machine.memory.walk(address);
-        let (bus, devfn) = (u64::from(device.requester.bus()), u64::from(device.requester.devfn()));
-        let root = walk((self.unit.registers().read64(RTADDR) & ADDRESS) + bus * 16)?;
-        let context = (root & ADDRESS) + devfn * 16;
+        let context = self.context_entry(device.requester)?;
         let (mut table, width) = (walk(context)? & ADDRESS, walk(context + 8)? & 7);
         for level in (1..=width + 2).rev() {
             let index = iova.as_u64() >> (3 + 9 * level) & 0x1ff;
@@ -111,14 +133,14 @@ fn bring_up<R: RegisterIo>(
 
 impl Board for VtdBoard {
     type Driver = Driver<Shared>;
-    type Device = ModelDevice<FakeVtd>;
+    type Device = dyn DmaDevice;
 
     fn iommu(&self) -> &Iommu<Self::Driver> {
         &self.iommu
     }
 
     fn device(&self, index: usize) -> Option<&Self::Device> {
-        self.devices.get(index)
+        self.devices.get(index).map(Box::as_ref)
     }
 
     fn spec(&self) -> ContextSpec {
@@ -177,10 +199,11 @@ impl Board for VtdBoard {
         self.machine.emit(event);
         match *event {
             Event::Attached { requester, .. } | Event::Detached { requester } => {
-                self.expect_drained(requester)
+                let domain = self.domain(RequesterId::new(requester));
+                self.expect_drained(|posted| posted.requester == requester && domain != Some(posted.domain));
             }
-            Event::Unmapped { .. } => {
-                self.devices.iter().for_each(|device| self.expect_drained(device.id().requester.as_u16()));
+            Event::Unmapped { iova, bytes, .. } => {
+                self.expect_drained(|posted| (iova..iova + bytes).contains(&posted.iova));
             }
             _ => {}
         }

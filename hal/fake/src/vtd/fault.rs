@@ -21,15 +21,18 @@ impl State {
             self.fsts |= OVERFLOW;
             return;
         }
+        if self.records.iter().all(|&(_, high)| high & F == 0) {
+            self.first_record = index as u32;
+        }
         let kind = if write { 0 } else { 1 << 62 };
         self.records[index] = (iova & !0xfff, F | kind | u64::from(reason.0) << 32 | u64::from(requester));
         self.next_record = (index + 1) % self.records.len();
     }
 
-    /// FSTS as software reads it: PPF and FRI follow from the records.
+    /// FSTS as software reads it: PPF follows from the records; FRI is where the fault went that set it.
     pub(super) fn fault_status(&self) -> u32 {
-        let first = self.records.iter().position(|&(_, high)| high & F != 0);
-        self.fsts | first.map_or(0, |index| PENDING | (index as u32) << 8)
+        let pending = self.records.iter().any(|&(_, high)| high & F != 0);
+        self.fsts | if pending { PENDING | self.first_record << 8 } else { 0 }
     }
 
     pub(super) fn read_record(&self, offset: usize) -> u32 {

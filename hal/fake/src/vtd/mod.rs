@@ -6,6 +6,7 @@
 //! that hardware would not survive or not report.
 
 mod config;
+mod dmar;
 mod fault;
 mod queue;
 mod registers;
@@ -17,7 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use portcullis_hal::RegisterIo;
 
 pub use config::VtdConfig;
-pub use state::{Knobs, Reason};
+pub use dmar::dmar_with_one_unit;
+pub use state::{Knobs, Posted, Reason};
 
 use crate::memory::FakeMemory;
 use state::State;
@@ -80,10 +82,10 @@ impl FakeVtd {
         self.lock().land_posted(None);
     }
 
-    /// How many of a device's writes are still on their way.
+    /// Writes that are still on their way.
     #[must_use]
-    pub fn posted_by(&self, requester: u16) -> usize {
-        self.lock().posted.iter().filter(|posted| posted.requester == requester).count()
+    pub fn posted(&self) -> Vec<Posted> {
+        self.lock().posted.clone()
     }
 
     /// Takes the notes of what software did against the manual.

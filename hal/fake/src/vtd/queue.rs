@@ -4,6 +4,8 @@ use super::state::{State, Tag};
 
 const QUEUE_ERROR: u32 = 1 << 4;
 const TIME_OUT_ERROR: u32 = 1 << 6;
+/// Descriptor type of a wait.
+const WAIT: u64 = 5;
 pub(super) const QIES: u32 = 1 << 26;
 
 /// A descriptor that the unit cannot carry out.
@@ -31,6 +33,7 @@ impl State {
                 self.fsts |= QUEUE_ERROR;
                 return;
             }
+            self.repeat_writes();
             self.head = (self.head + 16) % self.queue_bytes();
             self.descriptors.push((low, high));
         }
@@ -42,7 +45,7 @@ impl State {
             self.violation("the queue was restarted with the descriptor that it had refused");
             return true;
         }
-        let refused = self.knobs.refuse_descriptors > 0;
+        let refused = low & 0xf != WAIT && self.knobs.refuse_descriptors > 0;
         self.knobs.refuse_descriptors -= u32::from(refused);
         self.refused = refused.then_some(here);
         refused
@@ -53,7 +56,7 @@ impl State {
             (1, 0) => self.invalidate_contexts(low),
             (2, 0) => self.invalidate_iotlb(low, high),
             (4, 0) => Ok(()),
-            (5, 0) => self.wait(low, high),
+            (WAIT, 0) => self.wait(low, high),
             _ => Err(Bad),
         }
     }

@@ -26,7 +26,9 @@ pub struct Knobs {
     pub drop_iotlb_invalidations: bool,
     /// The next wait descriptor meets an invalidation time-out error (FSTS.ITE), once.
     pub time_out_once: bool,
-    /// So many descriptors are refused with an invalidation queue error (FSTS.IQE): each until software
+    /// Devices never rest: each repeats its last write behind every descriptor that is carried out.
+    pub restless: bool,
+    /// So many descriptors that are no waits are refused with an invalidation queue error (FSTS.IQE): each until software
     /// has put another one in its place.
     pub refuse_descriptors: u32,
     /// Every register reads as all ones and writes go nowhere.
@@ -50,9 +52,13 @@ pub(super) struct CachedLeaf {
 
 /// A write that was translated and is still on its way.
 #[derive(Clone, Debug)]
-pub(super) struct Posted {
-    pub(super) requester: u16,
-    pub(super) domain: u16,
+pub struct Posted {
+    /// Who wrote.
+    pub requester: u16,
+    /// Domain that its context had; 0 without translation.
+    pub domain: u16,
+    /// Where to.
+    pub iova: u64,
     phys: u64,
     bytes: Vec<u8>,
 }
@@ -81,12 +87,15 @@ pub(super) struct State {
     pub(super) refused: Option<(u64, u64, u64)>,
     pub(super) records: Vec<(u64, u64)>,
     pub(super) next_record: usize,
+    pub(super) first_record: u32,
     /// `None` under a key: the entry was not present (caching mode).
     pub(super) contexts: HashMap<u16, Option<CachedContext>>,
     pub(super) tables: HashMap<Tag, (u64, u64)>,
     pub(super) leaves: HashMap<Tag, CachedLeaf>,
     pub(super) absent_leaves: HashMap<Tag, ()>,
     pub(super) posted: Vec<Posted>,
+    /// Where each device wrote last.
+    pub(super) last_writes: HashMap<u16, u64>,
     pub(super) violations: Vec<String>,
     pub(super) descriptors: Vec<(u64, u64)>,
 }
@@ -111,11 +120,13 @@ impl State {
             refused: None,
             records: vec![(0, 0); usize::from(config.fault_records)],
             next_record: 0,
+            first_record: 0,
             contexts: HashMap::new(),
             tables: HashMap::new(),
             leaves: HashMap::new(),
             absent_leaves: HashMap::new(),
             posted: Vec::new(),
+            last_writes: HashMap::new(),
             violations: Vec::new(),
             descriptors: Vec::new(),
         }
@@ -143,6 +154,7 @@ impl State {
             let (address, length) = step(iova, done, bytes.len());
             let phys = self.reach(requester, address, true)?;
             let landed = self.memory.write(phys, &bytes[done..done + length]);
+            self.last_writes.insert(requester, address);
             assert!(landed, "translated to {phys:#x}, where no memory is");
             done += length;
         }
@@ -155,11 +167,30 @@ impl State {
             let (address, length) = step(iova, done, bytes.len());
             let phys = self.reach(requester, address, true)?;
             let bytes = bytes[done..done + length].to_vec();
-            let domain = self.contexts.get(&requester).copied().flatten().map_or(0, |context| context.domain);
-            self.posted.push(Posted { requester, domain, phys, bytes });
+            let domain = self.cached_domain(requester);
+            self.posted.push(Posted { requester, domain, iova: address, phys, bytes });
             done += length;
         }
         Ok(())
+    }
+
+    /// What restless devices do meanwhile; nobody takes note of what is blocked.
+    pub(super) fn repeat_writes(&mut self) {
+        if !self.knobs.restless {
+            return;
+        }
+        for (requester, iova) in self.last_writes.clone() {
+            let Ok(phys) = self.translate(requester, iova, true) else { continue };
+            let mut bytes = [0];
+            if self.memory.read(phys, &mut bytes) {
+                let domain = self.cached_domain(requester);
+                self.posted.push(Posted { requester, domain, iova, phys, bytes: bytes.to_vec() });
+            }
+        }
+    }
+
+    fn cached_domain(&self, requester: u16) -> u16 {
+        self.contexts.get(&requester).copied().flatten().map_or(0, |context| context.domain)
     }
 
     /// Lets the writes arrive that are on their way in a domain, or all.

@@ -1,0 +1,119 @@
+//! How a hypervisor links Portcullis, from firmware's table to a guest's DMA and back.
+//!
+//! A model stands in for the machine. On a real one you pass `hal::arch::x86_64::MmioRegisters` over the
+//! unit's registers, `hal::DonatedPages` over memory that you vouch for, `TimeStampClock` and
+//! `CacheLines`; everything below the first function stays as it is.
+//!
+//! Run it with `cargo run -p portcullis-vtd --example hypervisor`.
+
+use portcullis_fake::{
+    memory::{FakeCache, FakeClock, FakeMemory},
+    vtd::{FakeVtd, FakeVtdRegisters, VtdConfig, dmar_with_one_unit},
+};
+use portcullis_hal::{
+    Access, CacheMaintenance, Clock, DeviceId, Iova, IovaRange, PhysAddr, RegisterIo, RequesterId, Segment,
+    TableMemory, page_pool::PagePool,
+};
+use portcullis_iommu::{Driver, Error, GroupId, Iommu, VmId};
+use portcullis_vtd::{Coherency, ContextSpec, Dmar, UnitConfig, VtdIommu, dmar::BusRange};
+
+/// The guest and its network card, 00:02.0.
+const GUEST: VmId = VmId(7);
+const OTHER_GUEST: VmId = VmId(8);
+const CARD: DeviceId = DeviceId { segment: Segment(0), requester: RequesterId::new(0x0010) };
+/// Where the guest's driver told the card to write: one page of I/O virtual addresses.
+const BUFFER: Iova = Iova::new(0x10_0000);
+
+/// A machine: memory, and a unit whose registers firmware announces.
+struct Machine {
+    memory: FakeMemory,
+    unit: FakeVtd,
+    dmar: Vec<u8>,
+}
+
+/// Steps 1 to 3: find the unit, donate pages, take the unit over. Every device is blocked from here on.
+fn bring_up<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance>(
+    dmar: &[u8],
+    registers_at: impl FnOnce(PhysAddr) -> R,
+    donated: M,
+    clock: C,
+    cache: K,
+) -> Result<VtdIommu<R, M, C, K>, Error> {
+    let dmar = Dmar::parse(dmar).expect("firmware's table is sound");
+    let bridges = |_: DeviceId| -> Option<BusRange> { None }; // This machine has none.
+    let unit = dmar.unit_of(CARD, &bridges).expect("the card is behind a unit");
+    let pool = PagePool::new(donated).expect("donated memory holds more than its bitmap");
+    let mut config = UnitConfig::new(unit.segment);
+    config.host_address_bits = dmar.host_address_bits();
+    VtdIommu::bring_up(registers_at(unit.base), pool, clock, cache, config)
+}
+
+/// Step 4: what the control plane decides. Without a grant nobody can claim the card.
+fn register<D: Driver>(iommu: &Iommu<D>) -> Result<GroupId, Error> {
+    let group = iommu.add_group(&[CARD])?;
+    iommu.grant(GUEST, group)?;
+    Ok(group)
+}
+
+fn run(machine: &Machine) -> Result<(), Error> {
+    let registers_at = |_: PhysAddr| -> FakeVtdRegisters { machine.unit.registers() };
+    let tables = machine.memory.part(0, 32);
+    let cache = FakeCache::new(&tables);
+    let driver = bring_up(&machine.dmar, registers_at, tables, FakeClock::default(), cache)?;
+    let snoop_control = driver.snoop_control();
+    let iommu: Iommu<_> = Iommu::new(driver);
+    let group = register(&iommu)?;
+    let card_writes = |byte| machine.unit.dma_write(CARD.requester.as_u16(), BUFFER.as_u64(), &[byte]);
+    assert!(card_writes(1).is_err(), "blocked: nobody owns the card");
+
+    // 5. The guest takes the card. Nobody else can, before or after.
+    assert_eq!(iommu.claim(OTHER_GUEST, group).err(), Some(Error::NotGranted { vm: OTHER_GUEST, group }));
+    let mut claim = iommu.claim(GUEST, group)?;
+    assert_eq!(iommu.claim(GUEST, group).err(), Some(Error::OwnedBy { owner: GUEST }));
+
+    // 6. Its context: 39 bits of address, cache-coherent where the unit has proved that it can.
+    let coherency = snoop_control.map_or(Coherency::Device, Coherency::Enforced);
+    let spec = ContextSpec { address_bits: 39, coherency, page_limit: Some(16) };
+    let context = iommu.create_context(GUEST, &spec)?;
+    claim.attach(context)?;
+    assert!(card_writes(2).is_err(), "blocked: nothing is mapped");
+
+    // 7. One page of the guest's memory, and DMA lands in it.
+    let page = machine.memory.extent(40, 1);
+    iommu.map(context, BUFFER, page, Access::READ | Access::WRITE)?;
+    assert_eq!(card_writes(3), Ok(()));
+    assert_eq!(first_byte(machine, page.start()), 3, "the card's byte is in the guest's page");
+
+    // 8. When unmap returns, the card reaches the page no more: it may be given to anybody.
+    let range = IovaRange::new(BUFFER, page.bytes()).expect("a page is a range");
+    assert_eq!(iommu.unmap(context, range)?, page.bytes());
+    assert!(card_writes(4).is_err(), "blocked: unmapped");
+    let fault = iommu.take_fault().expect("the unit has recorded a blocked write");
+    assert_eq!((fault.device, fault.access), (CARD, Access::WRITE));
+
+    // 9. The guest is gone: release blocks the card, then the context's pages come back.
+    claim.release()?;
+    iommu.destroy_context(context)?;
+    assert_eq!(first_byte(machine, page.start()), 3, "nothing landed since");
+    Ok(())
+}
+
+fn first_byte(machine: &Machine, at: PhysAddr) -> u8 {
+    let mut byte = [0];
+    assert!(machine.memory.read(at.as_u64(), &mut byte));
+    byte[0]
+}
+
+fn main() {
+    let memory = FakeMemory::coherent(PhysAddr::new(0x100_0000), 64);
+    let unit = FakeVtd::new(memory.clone(), VtdConfig::default());
+    let machine = Machine { memory, unit, dmar: dmar_with_one_unit(0xfed9_0000) };
+    run(&machine).expect("every step succeeds");
+    assert!(machine.unit.take_violations().is_empty(), "the driver kept to the manual");
+    println!("DMA landed where it was allowed to, and nowhere else.");
+}
+
+#[test]
+fn the_example_keeps_its_word() {
+    main();
+}
