@@ -12,6 +12,7 @@ pub mod driver;
 pub mod error;
 pub mod fault;
 pub mod group;
+pub mod pci;
 pub mod policy;
 
 pub use context::ContextHandle;
