@@ -1,12 +1,12 @@
 //! What can be wrong with a call, and the value that was wrong.
 
-use portcullis_hal::{DeviceId, Iova, TimedOut};
+use portcullis_hal::{DeviceId, Iova, PhysRange, TimedOut};
 
 use crate::group::{GroupId, VmId};
 
 /// Misuse, exhaustion, or hardware that did not answer. What a device did wrong is a
 /// [`Fault`](crate::Fault) instead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Error {
@@ -124,6 +124,45 @@ pub enum Error {
         source: u32,
         /// What it said.
         code: i64,
+    },
+    /// The host itself uses it.
+    OwnedByHost {
+        /// Host drivers that do DMA.
+        drivers: u32,
+    },
+    /// The VM does not own the group.
+    NotOwner {
+        /// The VM.
+        vm: VmId,
+        /// The group.
+        group: GroupId,
+    },
+    /// The devices of the group may still hold addresses of its former owner.
+    NotQuiesced {
+        /// The group.
+        group: GroupId,
+    },
+    /// The device needs memory that blocking it would take away.
+    ReservedRegion {
+        /// The device.
+        device: DeviceId,
+        /// The memory.
+        range: PhysRange,
+    },
+    /// The device is in no group.
+    UnknownDevice {
+        /// The device.
+        device: DeviceId,
+    },
+    /// The group is attached to no context.
+    NotAttached {
+        /// The group.
+        group: GroupId,
+    },
+    /// Everything that the VM has is just being ended.
+    Ending {
+        /// The VM.
+        vm: VmId,
     },
 }
 

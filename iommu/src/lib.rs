@@ -7,11 +7,13 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod coherency;
 pub mod context;
 pub mod driver;
 pub mod error;
 pub mod fault;
 pub mod group;
+pub mod ownership;
 pub mod policy;
 
 pub use context::ContextHandle;
