@@ -1,11 +1,12 @@
 //! Security contexts: the tables of one owner, in numbered slots.
 
+use const_fn::const_fn;
 use portcullis_hal::{
-    gate::Gate,
-    sync::{AtomicBool, AtomicU32},
+    gate::{Gate, Inside},
+    sync::{AtomicBool, AtomicU32, Ordering},
 };
 
-use crate::group::VmId;
+use crate::{error::Error, group::VmId};
 
 /// Names a context: slot and generation. A handle that outlived its context is refused as stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +43,7 @@ pub(crate) struct Slot<C> {
 }
 
 impl<C> Slot<C> {
+    #[const_fn(cfg(not(loom)))]
     pub(crate) const fn new() -> Self {
         Self {
             generation: AtomicU32::new(0),
@@ -49,5 +51,31 @@ impl<C> Slot<C> {
             poisoned: AtomicBool::new(false),
             gate: Gate::new(None),
         }
+    }
+
+    /// Enters the gate for `handle`; the context that it names cannot end as long as the entry lives.
+    #[inline]
+    pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, C>, Error> {
+        let stale = Error::Stale { slot: handle.slot };
+        let inside = self.gate.enter().ok_or(Error::Busy)?;
+        if self.generation.load(Ordering::Relaxed) != handle.generation {
+            return Err(stale);
+        }
+        Ok(Entered { inside, slot: self, stale })
+    }
+}
+
+/// A caller in a context.
+#[derive(Debug)]
+pub(crate) struct Entered<'s, C> {
+    inside: Inside<'s, Option<Context<C>>>,
+    pub(crate) slot: &'s Slot<C>,
+    stale: Error,
+}
+
+impl<C> Entered<'_, C> {
+    #[inline]
+    pub(crate) fn context(&self) -> Result<&Context<C>, Error> {
+        self.inside.as_ref().ok_or(self.stale)
     }
 }

@@ -90,61 +90,91 @@ pub enum TablesChanged {
     NonLeaves,
 }
 
+/// Ranges that [`Debts`] tells apart.
+const MAX_RUNS: usize = 16;
+
 /// Invalidations owed by unmaps: donated scratch, typically one for each CPU.
 ///
 /// Not `Copy`. As long as a debt is in here, the frames that were unmapped may still be reached. When
 /// more ranges come than fit, they become one flush of the whole context.
 #[derive(Debug, Default)]
-pub struct Debts {
-    runs: heapless::Vec<Run, 16>,
-    everything: bool,
+pub struct Debts(Owed);
+
+/// One run, which is what an unmap owes, needs no room for many to be made.
+#[derive(Debug, Default)]
+#[expect(clippy::large_enum_variant, reason = "no allocator to box with; it lives on the stack")]
+enum Owed {
+    #[default]
+    Nothing,
+    One(Run),
+    Several(heapless::Vec<Run, MAX_RUNS>),
+    Everything,
 }
 
 impl Debts {
     /// Scratch that owes nothing.
+    #[inline]
     #[must_use]
     pub const fn new() -> Self {
-        Self { runs: heapless::Vec::new(), everything: false }
+        Self(Owed::Nothing)
     }
 
     /// Notes that `run` must be invalidated, joining it to the last one where they touch.
+    #[inline]
     pub fn owe(&mut self, run: Run) {
-        if self.everything {
-            return;
+        match self.0 {
+            Owed::Nothing => self.0 = Owed::One(run),
+            _ => self.owe_more(run),
         }
-        if let Some(last) = self.runs.last_mut()
+    }
+
+    #[inline(never)]
+    fn owe_more(&mut self, run: Run) {
+        let mut runs = heapless::Vec::new();
+        match core::mem::replace(&mut self.0, Owed::Everything) {
+            Owed::Everything => return,
+            Owed::Nothing => {}
+            Owed::One(only) => runs = heapless::Vec::from_array([only]),
+            Owed::Several(several) => runs = several,
+        }
+        if let Some(last) = runs.last_mut()
             && let Some(joined) = join(*last, run)
         {
             *last = joined;
-        } else if self.runs.push(run).is_err() {
-            self.runs.clear();
-            self.everything = true;
+        } else if runs.push(run).is_err() {
+            return;
         }
+        self.0 = Owed::Several(runs);
     }
 
     /// Notes that the whole context must be invalidated.
     pub fn owe_everything(&mut self) {
-        self.runs.clear();
-        self.everything = true;
+        self.0 = Owed::Everything;
     }
 
     /// The ranges to invalidate, or `None` when the whole context must be.
     #[must_use]
     pub fn runs(&self) -> Option<&[Run]> {
-        (!self.everything).then_some(self.runs.as_slice())
+        match &self.0 {
+            Owed::Nothing => Some(&[]),
+            Owed::One(run) => Some(core::slice::from_ref(run)),
+            Owed::Several(runs) => Some(runs),
+            Owed::Everything => None,
+        }
     }
 
     /// Whether nothing is owed.
+    #[inline]
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        !self.everything && self.runs.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        matches!(self.0, Owed::Nothing)
     }
 
     /// Forgets what was owed. A driver calls this after hardware has confirmed the invalidation; the
     /// permit keeps everybody else from it.
+    #[inline]
     pub fn settle(&mut self, _: &Permit) {
-        self.runs.clear();
-        self.everything = false;
+        self.0 = Owed::Nothing;
     }
 }
 
@@ -199,9 +229,6 @@ pub trait Driver {
 
     /// Makes the prepared switch: all members are blocked before the first one joins the target.
     fn commit(&self, permit: &Permit, prepared: Self::Prepared) -> Outcome;
-
-    /// Gives up a prepared switch.
-    fn abandon(&self, permit: &Permit, prepared: Self::Prepared);
 
     /// Blocks all members; needs nothing that could be missing. Devices unknown to the hardware count as blocked.
     fn block(&self, permit: &Permit, members: &[DeviceId]) -> Outcome;

@@ -1,12 +1,13 @@
 //! The policy: grants, claims, and the only way to the drivers.
 
+use const_fn::const_fn;
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr,
+    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of,
     sync::{Mutex, Ordering},
 };
 
 use crate::{
-    context::{Context, ContextHandle, Slot},
+    context::{Context, ContextHandle, Entered, Slot},
     driver::{Aperture, Debts, Driver, MAX_MEMBERS, Outcome, Permit, Target},
     error::Error,
     fault::Fault,
@@ -36,8 +37,9 @@ pub struct Claim<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> {
 impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
     /// A policy over `driver`, whose hardware blocks every device: no group, no grant, no context.
     #[must_use]
+    #[const_fn(cfg(not(loom)))]
     pub const fn new(driver: D) -> Self {
-        Self { driver, groups: Mutex::new(heapless::Vec::new()), contexts: [const { Slot::new() }; CONTEXTS] }
+        Self { driver, groups: Mutex::new(heapless::Vec::new()), contexts: array_of![Slot::new(); CONTEXTS] }
     }
 
     /// The driver: to ask, never to change.
@@ -153,13 +155,14 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// [`Error::Stale`], [`Error::Busy`].
     pub fn aperture(&self, context: ContextHandle) -> Result<Aperture, Error> {
-        self.with_context(context, |context, _| Ok(self.driver.aperture(&context.tables)))
+        Ok(self.driver.aperture(&self.enter(context)?.context()?.tables))
     }
 
     /// Lets devices in the context reach `extent` at `iova`; visible to hardware when it returns.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::Busy`] while the context ends, or what the driver says. Nothing changed.
+    #[inline]
     pub fn map(
         &self,
         context: ContextHandle,
@@ -167,9 +170,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         extent: DmaExtent,
         access: Access,
     ) -> Result<(), Error> {
-        self.with_context(context, |context, _| {
-            self.driver.map(&Permit::new(), &context.tables, iova, extent, access)
-        })
+        let entered = self.enter(context)?;
+        self.driver.map(&Permit::new(), &entered.context()?.tables, iova, extent, access)
     }
 
     /// Ends the mappings of `range`; returns the number of bytes that were mapped. When it returns, no
@@ -178,31 +180,32 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// [`Error::Stale`], [`Error::Busy`], or what the driver says of the range: nothing changed.
     /// [`Error::Timeout`] when hardware did not confirm: the memory must not be reused.
+    #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
-        let mut debts = Debts::new();
-        self.with_context(context, |context, slot| {
-            let permit = Permit::new();
-            let bytes = self.driver.unmap(&permit, &context.tables, range, &mut debts)?;
-            match self.driver.flush(&permit, &context.tables, &mut debts) {
-                Outcome::Done => Ok(bytes),
-                Outcome::Quarantined { error } => {
-                    slot.poisoned.store(true, Ordering::Release);
-                    Err(error)
-                }
+        let entered = self.enter(context)?;
+        let tables = &entered.context()?.tables;
+        let (permit, mut debts) = (Permit::new(), Debts::new());
+        let bytes = self.driver.unmap(&permit, tables, range, &mut debts)?;
+        match self.driver.flush(&permit, tables, &mut debts) {
+            Outcome::Done => Ok(bytes),
+            Outcome::Quarantined { error } => {
+                entered.slot.poisoned.store(true, Ordering::Release);
+                Err(error)
             }
-        })
+        }
     }
 
     /// Where `iova` leads now, or `None`.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::Busy`].
+    #[inline]
     pub fn iova_to_phys(
         &self,
         context: ContextHandle,
         iova: Iova,
     ) -> Result<Option<(PhysAddr, Access)>, Error> {
-        self.with_context(context, |context, _| Ok(self.driver.iova_to_phys(&context.tables, iova)))
+        Ok(self.driver.iova_to_phys(&self.enter(context)?.context()?.tables, iova))
     }
 
     /// Makes every DMA through the context cache-coherent.
@@ -210,9 +213,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// [`Error::NoSnoopControl`], [`Error::HasMappings`], [`Error::Stale`], [`Error::Busy`].
     pub fn enforce_cache_coherency(&self, context: ContextHandle) -> Result<(), Error> {
-        self.with_context(context, |context, _| {
-            self.driver.enforce_cache_coherency(&Permit::new(), &context.tables)
-        })
+        self.driver.enforce_cache_coherency(&Permit::new(), &self.enter(context)?.context()?.tables)
     }
 
     /// Takes the oldest fault that hardware has recorded.
@@ -229,19 +230,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         act(groups.get_mut(id.0 as usize).ok_or(Error::UnknownGroup { group: id })?)
     }
 
-    /// Enters the gate of a context; it cannot end as long as `act` runs.
-    fn with_context<T>(
-        &self,
-        handle: ContextHandle,
-        act: impl FnOnce(&Context<D::Context>, &Slot<D::Context>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let stale = Error::Stale { slot: handle.slot };
-        let slot = self.contexts.get(handle.slot as usize).ok_or(stale)?;
-        let gate = slot.gate.enter().ok_or(Error::Busy)?;
-        if slot.generation.load(Ordering::Relaxed) != handle.generation {
-            return Err(stale);
-        }
-        act(gate.as_ref().ok_or(stale)?, slot)
+    #[inline]
+    fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, D::Context>, Error> {
+        self.contexts.get(handle.slot as usize).ok_or(Error::Stale { slot: handle.slot })?.enter(handle)
     }
 
     /// Lets hardware act on all members; on no answer the group is quarantined.
@@ -273,20 +264,19 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             if group.health == Health::Quarantined {
                 return Err(Error::Quarantined);
             }
-            self.with_context(handle, |context, slot| {
-                if context.owner != owner {
-                    return Err(Error::OwnedBy { owner: context.owner });
-                }
-                let permit = Permit::new();
-                let prepared =
-                    self.driver.prepare(&permit, &group.members, Target::Context(&context.tables))?;
-                slot.users.fetch_add(1, Ordering::AcqRel);
-                let switched = self.settle(group, |driver, permit, _| driver.commit(permit, prepared));
-                if let Some(old) = group.context.replace(handle) {
-                    self.leave(old, &switched);
-                }
-                switched
-            })
+            let entered = self.enter(handle)?;
+            let context = entered.context()?;
+            if context.owner != owner {
+                return Err(Error::OwnedBy { owner: context.owner });
+            }
+            let permit = Permit::new();
+            let prepared = self.driver.prepare(&permit, &group.members, Target::Context(&context.tables))?;
+            entered.slot.users.fetch_add(1, Ordering::AcqRel);
+            let switched = self.settle(group, |driver, permit, _| driver.commit(permit, prepared));
+            if let Some(old) = group.context.replace(handle) {
+                self.leave(old, &switched);
+            }
+            switched
         })
     }
 

@@ -17,49 +17,72 @@ fn main() {
     let operation = arguments.next().unwrap_or_default();
     let count: u64 = arguments.next().and_then(|count| count.parse().ok()).unwrap_or_default();
     match operation.as_str() {
-        "put" | "walk" => on_tables(&operation, count),
-        "map" | "lookup" | "map-range" => on_empty(&operation, count),
-        "unmap" | "unmap-range" => on_full(&operation, count),
+        "put" => put(count),
+        "walk" => walk(count),
+        "table-map" => table_map(count),
+        "table-unmap" => table_unmap(count),
+        "map" => on_empty(count, |ground, number| ground.map(number, 1)),
+        "map-range" => on_empty(count, |ground, number| ground.map(number * (GIB / PAGE), GIB / PAGE)),
+        "unmap" => on_full(count, |ground, number| ground.unmap(number, 1)),
+        "unmap-range" => on_full(count, |ground, number| ground.unmap(number * (GIB / PAGE), GIB / PAGE)),
+        "lookup" => on_full(count, |ground, number| {
+            black_box(ground.lookup(number));
+        }),
         _ => std::process::exit(2),
     }
 }
 
-/// Hypercalls: one entry a call.
-fn on_tables(operation: &str, count: u64) {
+/// One entry exchanged, as by a hypercall.
+fn put(count: u64) {
     let (pool, table) = full_table();
     for number in 0..count {
-        let index = index(number % PAGES);
-        if operation == "walk" {
-            black_box(table.lookup(&pool, black_box(index)));
-        } else {
-            let tce = Tce::leaf(PhysAddr::new(black_box(number * PAGE)), Access::all());
-            let _ = black_box(table.exchange(&pool, black_box(index), tce));
-        }
+        let tce = Tce::leaf(PhysAddr::new(black_box(number * PAGE)), Access::all());
+        let _ = black_box(table.exchange(&pool, index(black_box(number)), tce));
     }
 }
 
-/// Calls of the policy that begin with warm, empty tables; at most as often as there is room.
-fn on_empty(operation: &str, count: u64) {
+/// One entry read, as by a hypercall.
+fn walk(count: u64) {
+    let (pool, table) = full_table();
+    for number in 0..count {
+        black_box(table.lookup(&pool, index(black_box(number))));
+    }
+}
+
+/// One entry mapped, below the policy: what page-table crates do.
+fn table_map(count: u64) {
+    let (pool, table) = full_table();
+    let all = table.entries(index(0), PAGES).expect("entries");
+    table.unmap(&pool, all).expect("nobody else is here");
+    for number in 0..count {
+        let tce = Tce::leaf(PhysAddr::new(black_box(number * PAGE)), Access::all());
+        let entry = table.entries(index(black_box(number)), 1).expect("an entry");
+        table.map(&pool, entry, tce).expect("room");
+    }
+}
+
+/// One entry unmapped, below the policy.
+fn table_unmap(count: u64) {
+    let (pool, table) = full_table();
+    for number in 0..count {
+        let entry = table.entries(index(black_box(number)), 1).expect("an entry");
+        table.unmap(&pool, entry).expect("nobody else is here");
+    }
+}
+
+/// Calls of the policy that begin with warm, empty tables; at most as many as there is room for.
+fn on_empty(count: u64, act: impl Fn(&Ground, u64)) {
     let ground = Ground::new();
     for number in 0..count {
-        match operation {
-            "map" => ground.map(black_box(number), 1),
-            "map-range" => ground.map(black_box(number * (GIB / PAGE)), GIB / PAGE),
-            _ => {
-                black_box(ground.lookup(black_box(number)));
-            }
-        }
+        act(&ground, black_box(number));
     }
 }
 
 /// Calls of the policy that begin with everything mapped.
-fn on_full(operation: &str, count: u64) {
+fn on_full(count: u64, act: impl Fn(&Ground, u64)) {
     let ground = Ground::new();
     ground.map(0, PAGES);
     for number in 0..count {
-        match operation {
-            "unmap" => ground.unmap(black_box(number), 1),
-            _ => ground.unmap(black_box(number * (GIB / PAGE)), GIB / PAGE),
-        }
+        act(&ground, black_box(number));
     }
 }

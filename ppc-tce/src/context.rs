@@ -1,6 +1,6 @@
 //! Security contexts of this driver: one window, one tree of tables.
 
-use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, TableMemory};
+use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, PhysAddr, TableMemory};
 use portcullis_iommu::{Aperture, Error, PageSizes};
 
 use crate::{
@@ -66,9 +66,22 @@ pub struct Context {
     pub(crate) table: Table,
     pub(crate) range: IovaRange,
     pub(crate) window: WindowNumber,
+    /// Index of the entry for the start of the window.
+    first_entry: u64,
+    /// Bits of an address inside its page.
+    page_mask: u64,
+    /// Bytes from the start of the window before the first MSI.
+    plain_bytes: u64,
 }
 
 impl Context {
+    pub(crate) fn new(id: u64, table: Table, range: IovaRange, window: WindowNumber) -> Self {
+        let page_size = table.geometry().page_size();
+        let first_entry = offset_in_window(range.start()) >> page_size.shift();
+        let page_mask = page_size.bytes() - 1;
+        Self { id, table, range, window, first_entry, page_mask, plain_bytes: plain_bytes(range) }
+    }
+
     /// What can be mapped.
     pub(crate) fn aperture(&self) -> Aperture {
         let page_sizes = PageSizes::from_bits_retain(self.page_size().bytes());
@@ -82,7 +95,7 @@ impl Context {
     }
 
     /// Maps into the tables; what is in the way is named by its address, not by its place in the window.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn map<M: TableMemory>(
         &self,
         pool: &PagePool<M>,
@@ -108,18 +121,45 @@ impl Context {
         offset_in_window(iova) >> self.page_size().shift()
     }
 
-    /// The entries of a range that can be mapped.
+    /// The entries of a range that can be mapped, to memory from `page` on. What lies in the window lies in the tree, too: its
+    /// geometry was made to cover the window.
     #[inline]
-    pub(crate) fn entries(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
-        let outside = Error::OutsideAperture { iova, bytes };
-        let range = IovaRange::new(iova, bytes).map_err(|_| outside)?;
-        if !range.is_aligned(self.page_size()) {
-            return Err(Error::Misaligned { value: iova.as_u64() | bytes });
+    pub(crate) fn entries(&self, iova: Iova, bytes: u64, page: PhysAddr) -> Result<Entries, Error> {
+        if (iova.as_u64() | bytes | page.as_u64()) & self.page_mask != 0 {
+            return Err(self.misaligned([iova.as_u64(), bytes, page.as_u64()]));
         }
-        if !self.range.contains(range) || holds_msi(range) {
-            return Err(outside);
+        // Below the window the offset is larger than any window.
+        let offset = iova.as_u64().wrapping_sub(self.range.start().as_u64());
+        let more = bytes.wrapping_sub(1);
+        if self.plain_bytes <= more || self.plain_bytes - more <= offset {
+            self.check_beyond_plain(iova, bytes)?;
         }
-        self.table.entries(self.index(iova), bytes >> self.page_size().shift())
+        let first = self.first_entry + (offset >> self.page_size().shift());
+        Ok(Entries::inside(first, first + (more >> self.page_size().shift())))
+    }
+
+    #[cold]
+    fn misaligned(&self, numbers: [u64; 3]) -> Error {
+        let wrong = numbers.into_iter().find(|number| number & self.page_mask != 0);
+        Error::Misaligned { value: wrong.unwrap_or_default() }
+    }
+
+    /// Checks what does not end before the first MSI.
+    #[inline(never)]
+    fn check_beyond_plain(&self, iova: Iova, bytes: u64) -> Result<(), Error> {
+        match IovaRange::new(iova, bytes) {
+            Ok(range) if self.range.contains(range) && !holds_msi(range) => Ok(()),
+            _ => Err(Error::OutsideAperture { iova, bytes }),
+        }
+    }
+}
+
+/// Bytes of a window before its first MSI.
+fn plain_bytes(window: IovaRange) -> u64 {
+    match MSI_32.0.checked_sub(window.start().as_u64()) {
+        Some(before) => before.min(window.bytes()),
+        None if window.start().as_u64() > MSI_32.1 => window.bytes(),
+        None => 0,
     }
 }
 
@@ -128,7 +168,6 @@ const fn offset_in_window(iova: Iova) -> u64 {
     iova.as_u64() & ((1 << WINDOW_BITS) - 1)
 }
 
-#[inline]
-fn holds_msi(range: IovaRange) -> bool {
+const fn holds_msi(range: IovaRange) -> bool {
     range.start().as_u64() <= MSI_32.1 && MSI_32.0 <= range.last().as_u64()
 }

@@ -50,6 +50,8 @@ pub struct TceIommu<F, R, M, C, K, const DEVICES: usize = 64> {
     clock: C,
     cache: K,
     config: Config,
+    /// The last address that the bridge can put on the fabric.
+    last_real: u64,
     pes: PeTable<DEVICES>,
     quarantined: AtomicBool,
     contexts_made: AtomicU64,
@@ -115,6 +117,7 @@ where
             clock,
             cache,
             config,
+            last_real: (1 << config.generation.real_address_bits()) - 1,
             pes: PeTable::new(),
             quarantined: AtomicBool::new(false),
             contexts_made: AtomicU64::new(0),
@@ -144,9 +147,9 @@ where
     /// Kills what any device may have cached of a context. A PE that joins meanwhile has cached nothing
     /// older than the caller's stores: `connect` notes the context before it opens the window, and the
     /// barriers on both sides order stores before loads.
+    #[inline]
     fn kill_context(&self, context: &Context) -> Result<(), Error> {
         self.cache.store_barrier();
-        self.check_health()?;
         if self.pes.may_have_slots(context.id) { self.kill_slots_of(context) } else { Ok(()) }
     }
 
@@ -223,7 +226,7 @@ where
         let (range, window, geometry) = spec.check(self.config.generation)?;
         let table = Table::new(&self.pool, geometry, spec.page_limit.unwrap_or(u32::MAX))?;
         let id = self.contexts_made.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        Ok(Context { id, table, range, window })
+        Ok(Context::new(id, table, range, window))
     }
 
     /// Every PE that left the context was killed then, so nothing of it is cached any more.
@@ -268,9 +271,6 @@ where
         outcome(self.switch(&prepared))
     }
 
-    /// A device keeps its PE, in which it is blocked.
-    fn abandon(&self, _: &Permit, _: Prepared) {}
-
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
         let devices = self.pes.lock();
         let slots = pe::known_slots(&devices, &self.config, members);
@@ -283,6 +283,7 @@ where
     /// Ends with a kill when devices are attached: the bridge fetches TCEs a cache line at a time, so
     /// the empty entry may be cached beside a valid neighbour. When that kill is not confirmed the
     /// mapping stands, the bridge is quarantined and the error is [`Error::Timeout`].
+    #[inline]
     fn map(
         &self,
         _: &Permit,
@@ -291,13 +292,10 @@ where
         extent: DmaExtent,
         access: Access,
     ) -> Result<(), Error> {
-        let entries = context.entries(iova, extent.bytes())?;
         let address = extent.start();
-        if !address.is_aligned(context.page_size()) {
-            return Err(Error::Misaligned { value: address.as_u64() });
-        }
+        let entries = context.entries(iova, extent.bytes(), address)?;
         let last = address.as_u64().wrapping_add(extent.bytes() - 1);
-        if last >> self.config.generation.real_address_bits() != 0 {
+        if last > self.last_real {
             return Err(Error::PhysicalTooWide { address: last });
         }
         self.check_health()?;
@@ -305,6 +303,7 @@ where
         self.kill_context(context)
     }
 
+    #[inline]
     fn unmap(
         &self,
         _: &Permit,
@@ -312,7 +311,7 @@ where
         range: IovaRange,
         debts: &mut Debts,
     ) -> Result<u64, Error> {
-        let entries = context.entries(range.start(), range.bytes())?;
+        let entries = context.entries(range.start(), range.bytes(), PhysAddr::new(0))?;
         let pages = context.table.unmap(&self.pool, entries)?;
         if pages != 0 {
             debts.owe(Run { range, tables_changed: TablesChanged::LeavesOnly });
@@ -321,6 +320,7 @@ where
     }
 
     /// One kill for each PE of the context and one sync for all, however many ranges are owed.
+    #[inline]
     fn flush(&self, permit: &Permit, context: &Context, debts: &mut Debts) -> Outcome {
         if debts.is_empty() {
             return Outcome::Done;
@@ -332,6 +332,7 @@ where
         outcome(killed)
     }
 
+    #[inline]
     fn iova_to_phys(&self, context: &Context, iova: Iova) -> Option<(PhysAddr, Access)> {
         context.range.contains(IovaRange::new(iova, 1).ok()?).then_some(())?;
         let tce = context.table.lookup(&self.pool, context.index(iova));

@@ -22,6 +22,8 @@ pub struct Geometry {
     page_size: IoPageSize,
     levels: u8,
     level_bits: u8,
+    /// Bits of the index of an entry: of all levels together.
+    index_bits: u8,
 }
 
 impl Geometry {
@@ -41,11 +43,12 @@ impl Geometry {
         if level_bits > MAX_LEVEL_BITS {
             return Err(Error::Unsupported { value: level_bits as u64 });
         }
-        let covered = level_bits * levels as u32 + page_size.shift();
+        let index_bits = level_bits * levels as u32;
+        let covered = index_bits + page_size.shift();
         if covered > WINDOW_BITS {
             return Err(Error::Unsupported { value: covered as u64 });
         }
-        Ok(Self { page_size, levels, level_bits: level_bits as u8 })
+        Ok(Self { page_size, levels, level_bits: level_bits as u8, index_bits: index_bits as u8 })
     }
 
     /// IOMMU page size.
@@ -87,7 +90,12 @@ impl Geometry {
     #[inline]
     #[must_use]
     pub const fn entries(self) -> u64 {
-        1 << (self.level_bits() * self.levels as u32)
+        1 << self.index_bits
+    }
+
+    #[inline]
+    pub(crate) const fn index_bits(self) -> u32 {
+        self.index_bits as u32
     }
 
     /// Position of `index` in its table `above` levels over the last one.

@@ -6,6 +6,7 @@
 
 use core::time::Duration;
 
+use const_fn::const_fn;
 use portcullis_hal::{CacheMaintenance, Clock, RegisterIo, TimedOut, sync::Mutex, wait_until};
 use portcullis_iommu::Error;
 
@@ -19,6 +20,10 @@ use crate::{
     },
 };
 
+/// Single waits of others that a CPU lets pass before it gives the register up. A bridge that hangs is
+/// noticed by the CPU that waits for it, after one limit; this bound is for a CPU that never comes back.
+const OWNERS_BEFORE_US: u32 = 64;
+
 /// The kill register of one bridge. May be used from any CPU at any time: kills are serialised.
 #[derive(Debug)]
 pub struct KillRegister<R> {
@@ -31,6 +36,7 @@ pub struct KillRegister<R> {
 impl<R: RegisterIo> KillRegister<R> {
     /// Takes the registers of one bridge of this generation. Each single wait ends after `limit`.
     #[must_use]
+    #[const_fn(cfg(not(loom)))]
     pub const fn new(registers: R, generation: Generation, limit: Duration) -> Self {
         Self { registers, generation, limit, owner: Mutex::new(()) }
     }
@@ -82,7 +88,8 @@ impl<R: RegisterIo> KillRegister<R> {
     ) -> Result<(), Error> {
         cache.store_barrier();
         let held = TimedOut { register: TCE_KILL as u32, bits: 0 };
-        let _owner = wait_until(clock, self.limit, held, || self.owner.try_lock())?;
+        let limit = self.limit.saturating_mul(OWNERS_BEFORE_US);
+        let _owner = wait_until(clock, limit, held, || self.owner.try_lock())?;
         for command in commands {
             self.send(command, clock)?;
         }

@@ -45,7 +45,7 @@ fn e27_a_mapping_works_although_the_empty_entry_was_cached() {
 
 #[test]
 fn e27_a_mapping_made_while_a_device_joins_works_in_the_end() {
-    let machine = Machine::new(PhbKind::Phb4);
+    let machine = Machine::patient(PhbKind::Phb4);
     let context = machine.context(&spec(2, GIB));
     let mut claim = machine.claim(&[RID]);
     for round in 0..300 {

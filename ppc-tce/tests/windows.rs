@@ -144,8 +144,8 @@ fn e16_addresses_and_lengths_that_are_none_change_nothing() {
     let free = machine.free_pages();
     let outside = |iova, bytes| Error::OutsideAperture { iova: Iova::new(iova), bytes };
     let bad = [
-        (1, DATA, PAGE, Error::Misaligned { value: 1 | PAGE }),
-        (PAGE, DATA, PAGE + 1, Error::Misaligned { value: PAGE | (PAGE + 1) }),
+        (1, DATA, PAGE, Error::Misaligned { value: 1 }),
+        (PAGE, DATA, PAGE + 1, Error::Misaligned { value: PAGE + 1 }),
         (PAGE, DATA + 8, PAGE, Error::Misaligned { value: DATA + 8 }),
         (8 * GIB, DATA, PAGE, outside(8 * GIB, PAGE)),
         (8 * GIB - PAGE, DATA, 2 * PAGE, outside(8 * GIB - PAGE, 2 * PAGE)),

@@ -289,3 +289,16 @@ fn f35_a_context_takes_no_more_pages_than_its_limit() {
     let unlimited = iommu.create_context(VM, &spec(39)).unwrap();
     iommu.map(unlimited, Iova::new(0), extent(DATA, PAGE), Access::READ).unwrap();
 }
+
+#[test]
+fn f35_a_map_that_the_pool_refuses_counts_no_pages() {
+    let mut machine = Machine::usual();
+    // Bitmap, root table, queue, status, context table, roots of two contexts, and one of the two tables.
+    machine.table_pages = 8;
+    let iommu = machine.iommu();
+    let guest = Guest::with(&iommu, DEVICE, ContextSpec { page_limit: Some(3), ..spec(39) });
+    let other = iommu.create_context(VM, &spec(39)).unwrap();
+    assert_eq!(guest.map(0, DATA, PAGE), Err(Error::NeedPages { count: 1 }));
+    iommu.destroy_context(other).unwrap();
+    guest.map(0, DATA, PAGE).expect("the limit leaves room for both tables");
+}

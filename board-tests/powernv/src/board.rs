@@ -2,7 +2,6 @@
 
 use core::time::Duration;
 
-use heapless::Vec;
 use portcullis_hal::{
     DeviceId, DonatedPages, IoPageSize, Iova, PhysAddr, Segment,
     arch::powerpc64::{CoherentCaches, RealModeRegisters, TimeBaseClock},
@@ -14,13 +13,12 @@ use portcullis_ppc_tce::{
     spec::registers::{QUIESCE_DMA, QUIESCE_DMA_KILL_STATUS, TCE_KILL},
 };
 use portcullis_suite::{
-    Board, Buffer, Event,
-    edu::Edu,
+    Board, Buffer, DmaDevice, Event,
     memory::{Buffers, ImageMemory},
     withhold::Withholding,
 };
 
-use crate::{console, firmware::OpalPci, image, pci::EduFunction, tree::Phb};
+use crate::{console, firmware::OpalPci, image, tree::Phb};
 
 /// Three levels of 512 entries on pages of 4 KiB.
 const WINDOW_BITS: u8 = 39;
@@ -31,12 +29,13 @@ const STARVED_PAGES: u32 = 8;
 const KILL_LIMIT: Duration = Duration::from_millis(500);
 
 // SAFETY: a static of an image that runs in real mode.
-static MEMORY: ImageMemory = unsafe { ImageMemory::new() };
+pub(crate) static MEMORY: ImageMemory = unsafe { ImageMemory::new() };
 
 /// The bridge's registers, which a scenario can make lie.
 pub(crate) type Registers = Withholding<RealModeRegisters>;
 type Driver<'b> = TceIommu<OpalPci, &'b Registers, DonatedPages<'static>, TimeBaseClock, CoherentCaches>;
-type Device = Edu<RealModeRegisters, TimeBaseClock>;
+/// Two edu devices and an NVMe controller, as far as the machine has them.
+pub(crate) type Devices<'b> = [Option<&'b (dyn DmaDevice + 'b)>; 3];
 
 /// Wraps a bridge's registers: kills never start, and never look finished, once withheld.
 ///
@@ -48,41 +47,28 @@ pub(crate) unsafe fn registers(phb: &Phb) -> Registers {
     Withholding::new(window, QUIESCE_DMA, TCE_KILL)
 }
 
-/// The machine: one bridge, up to two devices, static memory.
+/// The machine: one bridge, up to three devices, static memory.
 pub(crate) struct PowerNv<'b> {
     iommu: Iommu<Driver<'b>>,
     registers: &'b Registers,
-    devices: Vec<Device, 2>,
-    buffers: Buffers,
+    devices: Devices<'b>,
+    buffers: &'b Buffers,
     phb: Phb,
 }
 
 impl<'b> PowerNv<'b> {
-    /// Brings the bridge up, with every device blocked.
-    ///
-    /// # Safety
-    /// `edus` must be the devices behind `phb`, and nobody else may use their registers.
-    pub(crate) unsafe fn bring_up(
+    /// Brings the bridge up, with every device blocked. To be called once: there is one pool.
+    pub(crate) fn bring_up(
         phb: Phb,
         registers: &'b Registers,
-        edus: &[EduFunction],
+        devices: Devices<'b>,
+        buffers: &'b Buffers,
     ) -> Result<Self, Error> {
         let pool = MEMORY.pool().ok_or(Error::NeedPages { count: 1 })?;
-        let driver = TceIommu::bring_up(
-            OpalPci::new(&phb),
-            registers,
-            pool,
-            TimeBaseClock,
-            CoherentCaches,
-            config(&phb),
-        )?;
-        let device = |edu: &EduFunction| {
-            // SAFETY: the device's BAR 0, says the caller; the image runs in hypervisor real mode.
-            let registers = unsafe { RealModeRegisters::new(PhysAddr::new(edu.registers), edu.bytes) };
-            Edu::new(edu.id, registers, TimeBaseClock)
-        };
-        let devices = edus.iter().take(2).map(device).collect();
-        Ok(Self { iommu: Iommu::new(driver), registers, devices, buffers: MEMORY.buffers(), phb })
+        let firmware = OpalPci::new(&phb);
+        let driver =
+            TceIommu::bring_up(firmware, registers, pool, TimeBaseClock, CoherentCaches, config(&phb))?;
+        Ok(Self { iommu: Iommu::new(driver), registers, devices, buffers, phb })
     }
 
     /// Tells the host what there is.
@@ -119,14 +105,14 @@ fn spec_with(page_limit: Option<u32>) -> ContextSpec {
 
 impl<'b> Board for PowerNv<'b> {
     type Driver = Driver<'b>;
-    type Device = Device;
+    type Device = dyn DmaDevice + 'b;
 
     fn iommu(&self) -> &Iommu<Self::Driver> {
         &self.iommu
     }
 
     fn device(&self, index: usize) -> Option<&Self::Device> {
-        self.devices.get(index)
+        *self.devices.get(index)?
     }
 
     fn spec(&self) -> ContextSpec {
@@ -156,11 +142,11 @@ impl<'b> Board for PowerNv<'b> {
     }
 
     fn image(&self) -> PhysAddr {
-        image::start()
+        image::image().address()
     }
 
     fn image_byte(&self, offset: usize) -> u8 {
-        image::byte(offset)
+        image::image().byte(offset)
     }
 
     fn leaf_has_snoop(&self, _: DeviceId, _: Iova) -> Option<bool> {

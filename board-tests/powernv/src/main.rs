@@ -12,6 +12,7 @@ mod console;
 mod entry;
 mod firmware;
 mod image;
+mod little_endian;
 mod memory;
 mod opal;
 mod pci;
@@ -20,9 +21,18 @@ mod tree;
 
 use core::panic::{Location, PanicInfo};
 
-use portcullis_suite::{Board, DmaDevice, Event};
+use portcullis_hal::{
+    PhysAddr,
+    arch::powerpc64::{RealModeRegisters, TimeBaseClock},
+};
+use portcullis_suite::{Board, DmaDevice, Event, edu::Edu, nvme::Nvme};
 
-use crate::{board::PowerNv, tree::Tree};
+use crate::{
+    board::{MEMORY, PowerNv},
+    little_endian::LittleEndian,
+    pci::{Function, Kind},
+    tree::Tree,
+};
 
 /// Called by the entry code with the flattened device tree's address.
 #[unsafe(no_mangle)]
@@ -39,35 +49,56 @@ extern "C" fn image_main(tree: *const u8) -> ! {
 fn run(tree: *const u8) -> Result<(), &'static str> {
     // SAFETY: the entry code passes on what skiboot left in r3.
     let tree = unsafe { Tree::at(tree) }.ok_or("there is no device tree")?;
-    let found = tree.phbs().map(|phb| (phb, pci::edu_functions(&phb))).find(|(_, edus)| edus.is_full());
-    let (phb, edus) = found.ok_or("no bridge has two edu devices")?;
+    let found = tree.phbs().map(|phb| (phb, pci::bring_up(&phb))).find(|(_, found)| !found.is_empty());
+    let (phb, functions) = found.ok_or("no bridge has devices that the suite can drive")?;
+    let of_kind = |kind| functions.iter().filter(move |function| function.kind == kind);
+    let mut edus =
+        of_kind(Kind::Edu).map(|function| Edu::new(function.id, registers_of(function), TimeBaseClock));
+    let (first, second) = (edus.next(), edus.next());
+    let buffers = MEMORY.buffers();
+    let nvme = of_kind(Kind::Nvme).find_map(|function| {
+        let registers = LittleEndian(registers_of(function));
+        Some(Nvme::new(function.id, registers, TimeBaseClock, buffers.queues()?))
+    });
+    let devices = [
+        first.as_ref().map(|device| device as &dyn DmaDevice),
+        second.as_ref().map(|device| device as &dyn DmaDevice),
+        nvme.as_ref().map(|device| device as &dyn DmaDevice),
+    ];
     // SAFETY: what the device tree says, made once.
     let registers = unsafe { board::registers(&phb) };
-    // SAFETY: the devices were found behind this bridge, each once.
-    let board = unsafe { PowerNv::bring_up(phb, &registers, &edus) }.map_err(|error| {
+    let board = PowerNv::bring_up(phb, &registers, devices, &buffers).map_err(|error| {
         defmt::error!("bring-up: {}", defmt::Debug2Format(&error));
         "the bridge did not come up"
     })?;
-    board.announce();
-    match tree.option("scenario") {
-        Some(scenario) => act(&board, scenario),
-        None => list_devices(&board),
-    }
+    act(&board, tree.option("scenario"))
 }
 
-fn act(board: &PowerNv<'_>, scenario: &str) -> Result<(), &'static str> {
-    if let Err(failure) = portcullis_suite::run(board, scenario).ok_or("no such scenario")? {
+/// The registers of a function's BAR 0.
+fn registers_of(function: &Function) -> RealModeRegisters {
+    // SAFETY: the image placed the function there and asks for each once; it runs in hypervisor real mode.
+    unsafe { RealModeRegisters::new(PhysAddr::new(function.registers), function.bytes) }
+}
+
+/// Tells what the machine has, and runs the scenario if one was named.
+fn act(board: &PowerNv<'_>, scenario: Option<&str>) -> Result<(), &'static str> {
+    board.announce();
+    let Some(scenario) = scenario else {
+        list_devices(board);
+        return Ok(());
+    };
+    let result = portcullis_suite::run(board, scenario);
+    if let Err(failure) = result.ok_or("there is no such scenario, or the board lacks devices for it")? {
         defmt::error!("line {=u32}: {}", failure.line, defmt::Debug2Format(&failure.error));
     }
     Ok(())
 }
 
-fn list_devices(board: &PowerNv<'_>) -> Result<(), &'static str> {
-    for (index, device) in (0..2u8).map_while(|index| Some((index, board.device(index.into())?))) {
+fn list_devices(board: &PowerNv<'_>) {
+    for (index, device) in (0..3u8).filter_map(|index| Some((index, board.device(index.into())?))) {
         let requester = device.id().requester.as_u16();
         board.emit(&Event::Device { index, requester, name: device.name() });
     }
-    Ok(())
 }
 
 #[panic_handler]

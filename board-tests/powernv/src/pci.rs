@@ -19,8 +19,11 @@ const MEMORY_WINDOW: u16 = 0x20;
 /// A window with base above limit forwards nothing.
 const MEMORY_WINDOW_CLOSED: u32 = 0x0000_fff0;
 /// Alignment of a bridge's window.
-const MEBIBYTE: u32 = 1 << 20;
+const MEBIBYTE: u64 = 1 << 20;
 const MAX_BUSES: usize = 16;
+const MAX_FUNCTIONS: usize = 8;
+/// Class, subclass and interface of an NVMe controller.
+const NVME_CLASS: (u8, u8, u8) = (1, 8, 2);
 
 /// Configuration space by OPAL.
 #[derive(Clone, Copy, Debug)]
@@ -41,33 +44,66 @@ impl ConfigRegionAccess for OpalConfig {
     }
 }
 
-/// An edu device: who it is, and where the CPU finds its registers.
+/// What the suite can drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Edu,
+    Nvme,
+}
+
+/// A function found: what it is, who it is, and where the CPU finds the registers of its BAR 0.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct EduFunction {
+pub(crate) struct Function {
+    pub(crate) kind: Kind,
     pub(crate) id: DeviceId,
     pub(crate) registers: u64,
     pub(crate) bytes: usize,
 }
 
-/// Finds up to two edu devices, places them in the bridge's window and switches them on.
-pub(crate) fn edu_functions(phb: &Phb) -> Vec<EduFunction, 2> {
+/// Finds the functions that the suite can drive, in the order of their buses, places them in the
+/// bridge's window and switches them on.
+pub(crate) fn bring_up(phb: &Phb) -> Vec<Function, MAX_FUNCTIONS> {
     let access = OpalConfig { phb: phb.id };
-    let (mut bridges, mut found) = (Vec::<PciPciBridgeHeader, MAX_BUSES>::new(), Vec::new());
+    let (mut bridges, mut found) = scan(access);
+    bridges.iter().for_each(|bridge| close(access, bridge));
+    // What lies behind one bridge has neighbouring bus numbers, and so gets neighbouring addresses.
+    found.sort_unstable_by_key(PciHeader::address);
     let mut free = u64::from(phb.window.pci);
-    let mut buses = Vec::<u8, MAX_BUSES>::from_array([0]);
-    while let Some(bus) = buses.pop() {
-        for header in functions(access, bus) {
-            if header.id(access) == EDU {
-                let _ =
-                    place(access, header, &phb.window, &mut free, &mut bridges).map(|edu| found.push(edu));
+    found
+        .into_iter()
+        .filter_map(|header| place(access, header, &phb.window, &mut free, &mut bridges))
+        .collect()
+}
+
+/// All bridges, and the functions that the suite can drive.
+fn scan(access: OpalConfig) -> (Vec<PciPciBridgeHeader, MAX_BUSES>, Vec<PciHeader, MAX_FUNCTIONS>) {
+    let (mut bridges, mut found) = (Vec::<PciPciBridgeHeader, MAX_BUSES>::new(), Vec::new());
+    let mut next = 0;
+    let mut bus = Some(0);
+    while let Some(number) = bus {
+        for header in functions(access, number) {
+            if kind(access, &header).is_some() {
+                let _ = found.push(header);
             } else if let Some(bridge) = PciPciBridgeHeader::from_header(header, access) {
-                close(access, &bridge);
-                let _ = buses.push(bridge.secondary_bus_number(access));
-                let _ = bridges.push(bridge);
+                // Firmware numbers buses upwards; anything else would be scanned twice.
+                if bridge.secondary_bus_number(access) > number {
+                    let _ = bridges.push(bridge);
+                }
             }
         }
+        bus = bridges.get(next).map(|bridge| bridge.secondary_bus_number(access));
+        next += 1;
     }
-    found
+    (bridges, found)
+}
+
+fn kind(access: OpalConfig, header: &PciHeader) -> Option<Kind> {
+    let (_, class, subclass, interface) = header.revision_and_class(access);
+    if header.id(access) == EDU {
+        Some(Kind::Edu)
+    } else {
+        ((class, subclass, interface) == NVME_CLASS).then_some(Kind::Nvme)
+    }
 }
 
 /// All functions on a bus that answer.
@@ -87,16 +123,20 @@ fn place(
     window: &Window,
     free: &mut u64,
     bridges: &mut [PciPciBridgeHeader],
-) -> Option<EduFunction> {
-    let address = header.address();
+) -> Option<Function> {
+    let (address, kind) = (header.address(), kind(access, &header)?);
     let mut endpoint = EndpointHeader::from_header(header, access)?;
-    let Some(Bar::Memory32 { size, .. }) = endpoint.bar(0, access) else { return None };
-    let start = free.next_multiple_of(size.max(MEBIBYTE).into());
-    let end = start + u64::from(size);
+    let bytes = match endpoint.bar(0, access)? {
+        Bar::Memory32 { size, .. } => size.into(),
+        Bar::Memory64 { size, .. } => size,
+        Bar::Io { .. } => return None,
+    };
+    let start = free.next_multiple_of(bytes.max(MEBIBYTE));
+    let end = start.checked_add(bytes)?;
     if end > u64::from(window.pci) + window.bytes {
         return None;
     }
-    *free = end.next_multiple_of(MEBIBYTE.into());
+    *free = end.next_multiple_of(MEBIBYTE);
     // SAFETY: the range lies in the bridge's window and was given to nobody else.
     unsafe { endpoint.write_bar(0, access, start as usize) }.ok()?;
     for bridge in bridges.iter_mut() {
@@ -108,7 +148,12 @@ fn place(
     }
     endpoint.update_command(access, switched_on);
     let id = DeviceId { segment: Segment(0), requester: requester(address)? };
-    Some(EduFunction { id, registers: window.cpu + (start - u64::from(window.pci)), bytes: size as usize })
+    Some(Function {
+        kind,
+        id,
+        registers: window.cpu + (start - u64::from(window.pci)),
+        bytes: bytes as usize,
+    })
 }
 
 fn switched_on(command: CommandRegister) -> CommandRegister {
@@ -127,7 +172,7 @@ fn open(access: OpalConfig, bridge: &mut PciPciBridgeHeader, first: u32, last: u
     let present = unsafe { access.read(address, MEMORY_WINDOW) };
     let base = (present & 0xfff0).min(first >> 16 & 0xfff0);
     let limit = (present >> 16 & 0xfff0).max(last >> 16 & 0xfff0);
-    // SAFETY: the window covers addresses of devices behind this bridge only: they are given out in order.
+    // SAFETY: what lies behind one bridge was placed in one piece, so the window covers nothing else.
     unsafe { access.write(address, MEMORY_WINDOW, limit << 16 | base) };
     bridge.update_command(access, switched_on);
 }

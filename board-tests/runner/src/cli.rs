@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::test;
+use crate::{bench, demo, install, sabotage, test};
 
 /// Builds the test images, boots them in QEMU, judges what they did, and reports.
 #[derive(Parser, Debug)]
@@ -27,6 +27,16 @@ Exit status: 0 all as expected, 1 a test failed, 2 the machine lacks something, 
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Install what is missing, boot both machines, and show which DMA lands, which is blocked, and why
+    Demo(demo::Options),
+    /// Show what the machine lacks, or install it
+    Install(install::Options),
+    /// Measure what operations cost, and compare with board-tests/bench-limits.toml
+    Bench(bench::Options),
+    /// Check at link time that no panic is reachable from the libraries
+    PanicCheck,
+    /// Apply deliberate breakages to a copy of the tree; each must turn its tests red
+    Sabotage(sabotage::Options),
     /// Run all tests: host, doc and every board scenario, each with name, time and verdict
     Test(test::Options),
 }

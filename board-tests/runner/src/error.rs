@@ -25,6 +25,8 @@ pub(crate) enum Error {
     NotInFolder { program: String, folder: PathBuf },
     #[error("{0} is not installed")]
     NoTool(&'static str),
+    #[error("not everything is installed")]
+    NotInstalled { commands: Vec<String> },
     #[error("not everything is installed, and this account may not install Debian packages")]
     MayNotInstall { by_hand: Vec<String> },
     #[error("`{command}` failed with {status}")]
@@ -53,6 +55,9 @@ impl Error {
             Self::NotInFolder { .. } => {
                 "--qemu takes the folder that holds the qemu-system-* programs".to_owned()
             }
+            Self::NotInstalled { commands } => {
+                format!("`cargo boards install --yes` runs this:\n  {}", commands.join("\n  "))
+            }
             Self::MayNotInstall { by_hand } => {
                 format!("run this, then the same command again:\n  {}", by_hand.join("\n  "))
             }
@@ -75,6 +80,7 @@ impl Error {
             Self::NoQemu { .. }
             | Self::NotInFolder { .. }
             | Self::NoTool(_)
+            | Self::NotInstalled { .. }
             | Self::MayNotInstall { .. }
             | Self::InstallFailed { .. } => 2,
             _ => 1,

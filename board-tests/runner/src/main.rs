@@ -1,17 +1,23 @@
 //! `cargo boards`: builds the test images, boots them, judges what they did, and reports.
 
+mod bench;
 mod board;
 mod case;
 mod child;
 mod cli;
 mod console;
+mod demo;
 mod error;
 mod image;
+mod install;
 mod interrupt;
+mod mappings;
+mod panic_check;
 mod progress;
 mod project;
 mod qemu;
 mod record;
+mod sabotage;
 mod test;
 mod verdict;
 mod witness;
@@ -50,6 +56,11 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<bool, Error> {
     let project = Project::find()?;
     match command {
+        Command::Bench(options) => bench::run(&project, options),
+        Command::Demo(options) => demo::run(&project, options),
+        Command::Install(options) => install::run(&board::load_all(&project.boards())?, options),
+        Command::PanicCheck => panic_check::run(&project),
+        Command::Sabotage(options) => sabotage::run(&project, options),
         Command::Test(options) => test::run(&project, options),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    ptr::NonNull,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -10,7 +11,8 @@ use std::{
 };
 
 use portcullis_hal::{
-    CacheMaintenance, Clock, DmaExtent, PhysAddr, PhysRange, TableMemory, table_memory::TABLE_PAGE_CELLS,
+    CacheMaintenance, Clock, DmaExtent, DonatedPages, PhysAddr, PhysRange, TableMemory,
+    table_memory::TABLE_PAGE_CELLS,
 };
 
 /// Cells of 8 bytes in one cache line.
@@ -124,6 +126,18 @@ unsafe impl TableMemory for FakeMemory {
     fn base(&self) -> PhysAddr {
         self.base
     }
+}
+
+/// Pages of ordinary memory that live for ever: the implementation that a hypervisor uses, without its
+/// machine. Physical addresses begin at `base`, which is 4 KiB aligned.
+#[must_use]
+pub fn donated_pages(base: PhysAddr, pages: usize) -> DonatedPages<'static> {
+    let cells = Vec::leak(vec![0_u64; (pages + 1) * TABLE_PAGE_CELLS]);
+    let first = cells.as_ptr().align_offset(4096);
+    let start = NonNull::from(&mut cells[first..]).cast();
+    // SAFETY: the leaked memory is initialised, lives for ever, is reached by nobody else, and holds
+    // `pages` pages from the first aligned address on. No hardware knows it.
+    unsafe { DonatedPages::new(start, base, pages) }.expect("both are aligned")
 }
 
 /// A clock that advances by a fixed step at each reading. Clones show the same time.

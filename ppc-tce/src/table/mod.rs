@@ -9,7 +9,7 @@ mod reserve;
 mod stripes;
 
 use portcullis_hal::{
-    PagePool, PageRun, PoolError, TableMemory,
+    PagePool, PageRun, PoolError, TABLE_PAGE_CELLS, TableMemory,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 use portcullis_iommu::Error;
@@ -28,6 +28,12 @@ use stripes::Stripes;
 pub struct Table {
     geometry: Geometry,
     root: PageRun,
+    /// Where the root begins among the cells of the donated memory.
+    root_place: usize,
+    /// Bits of an index that choose the entry in one table.
+    slot_mask: u64,
+    /// How far they are shifted in the root.
+    root_shift: u32,
     /// 4 KiB pages taken, the root's included.
     pages: AtomicU32,
     page_limit: u32,
@@ -56,7 +62,16 @@ impl Table {
         }
         let root = take(pool, geometry)?;
         let pages = AtomicU32::new(count as u32);
-        Ok(Self { geometry, root, pages, page_limit, stripes: Stripes::new() })
+        Ok(Self {
+            geometry,
+            root_place: root.first() * TABLE_PAGE_CELLS,
+            root,
+            slot_mask: (1 << geometry.level_bits()) - 1,
+            root_shift: geometry.index_bits() - geometry.level_bits(),
+            pages,
+            page_limit,
+            stripes: Stripes::new(),
+        })
     }
 
     /// Shape of the tree.
@@ -123,25 +138,41 @@ impl Table {
         give_back(pool, self.geometry, self.root, above);
     }
 
+    /// The cell of the entry at `index`, unless a table is missing there or the index is beyond the tree.
     #[inline]
     fn entry<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, index: u64) -> Option<&'p AtomicU64> {
-        self.leaf(pool, index)?.get(self.geometry.slot(index, 0))
-    }
-
-    /// The last-level table that holds `index`, if it exists.
-    #[inline]
-    fn leaf<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, index: u64) -> Option<&'p [AtomicU64]> {
         if index >= self.geometry.entries() {
             return None;
         }
-        let mut cells = pool.memory().pages(self.root.first(), self.root.pages())?;
-        let mut above = u32::from(self.geometry.levels()) - 1;
-        while above > 0 {
-            let entry = cells.get(self.geometry.slot(index, above))?.load(Ordering::Acquire);
-            cells = self.child(pool, Tce::from_memory(entry))?;
-            above -= 1;
+        pool.memory().cells().get(self.place(pool, index)?)
+    }
+
+    /// The last-level table that holds `index`, which lies in the tree, if the table exists.
+    #[inline]
+    fn leaf<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, index: u64) -> Option<&'p [AtomicU64]> {
+        let first = self.place(pool, index)?.wrapping_sub(self.geometry.slot(index, 0));
+        pool.memory().cells().get(first..)?.get(..1 << self.geometry.level_bits())
+    }
+
+    /// Where the entry at `index`, which lies in the tree, stands among the cells of the donated memory.
+    #[inline]
+    fn place<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<usize> {
+        let (cells, base) = (pool.memory().cells(), pool.memory().base().as_u64());
+        let mut shift = self.root_shift;
+        let mut table = self.root_place;
+        loop {
+            let place = table.wrapping_add((index >> shift & self.slot_mask) as usize);
+            if shift == 0 {
+                return Some(place);
+            }
+            let entry = Tce::from_memory(cells.get(place)?.load(Ordering::Acquire));
+            if !entry.is_valid() {
+                return None;
+            }
+            // An address below the base becomes a place far beyond the last cell.
+            table = (entry.address().as_u64().wrapping_sub(base) / size_of::<u64>() as u64) as usize;
+            shift -= self.geometry.level_bits();
         }
-        Some(cells)
     }
 
     /// The table that an indirect entry leads to.

@@ -16,6 +16,14 @@ pub struct Entries {
     last: u64,
 }
 
+impl Entries {
+    /// Entries that the caller knows to lie in the tree.
+    #[inline]
+    pub(crate) const fn inside(first: u64, last: u64) -> Self {
+        Self { first, last }
+    }
+}
+
 impl Table {
     /// The entries of `count` pages from index `first`.
     ///
@@ -36,28 +44,32 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NoAccess`] for a `tce` that leads nowhere; [`Error::AlreadyMapped`] with the offset in the
-    /// window of the first entry in the way; [`Error::NeedPages`]; [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
-    #[inline]
+    /// window of the first entry in the way; [`Error::NeedPages`]; [`Error::Busy`] while another CPU changes
+    /// the same tables. Nothing changed.
+    #[inline(always)]
     pub fn map<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries, tce: Tce) -> Result<(), Error> {
         if !tce.is_valid() {
             return Err(Error::NoAccess);
         }
-        let _exclusive = self.exclusive(entries)?;
-        if let (Some(cells), true) = (self.leaf(pool, entries.first), self.in_one_table(entries)) {
-            let cells = self.part(cells, entries);
-            self.check_vacant(cells, entries.first)?;
-            self.fill(cells, tce);
+        if let Some(cell) = self.single(pool, entries)
+            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
+            && cell.load(Ordering::Relaxed) == 0
+        {
+            cell.store(tce.to_memory(), Ordering::Relaxed);
             return Ok(());
         }
         self.map_tables(pool, entries, tce)
     }
 
+    /// Maps any range, and single entries that are missing, taken or being changed.
+    #[inline(never)]
     fn map_tables<M: TableMemory>(
         &self,
         pool: &PagePool<M>,
         entries: Entries,
         tce: Tce,
     ) -> Result<(), Error> {
+        let _exclusive = self.exclusive(entries)?;
         let mut missing = 0;
         self.each_span(pool, entries, |span, cells| match cells {
             Some(cells) => self.check_vacant(cells, span.first),
@@ -85,15 +97,34 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
-    #[inline]
+    #[inline(always)]
     pub fn unmap<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
+        if let Some(cell) = self.single(pool, entries)
+            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
+        {
+            return Ok(u64::from(clear(cell)));
+        }
+        self.unmap_tables(pool, entries)
+    }
+
+    #[inline(never)]
+    fn unmap_tables<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
         let _exclusive = self.exclusive(entries)?;
         let mut valid = 0;
         self.each_span(pool, entries, |_, cells| {
-            valid += clear(cells.unwrap_or_default());
+            valid += cells.unwrap_or_default().iter().map(|cell| u64::from(clear(cell))).sum::<u64>();
             Ok(())
         })?;
         Ok(valid)
+    }
+
+    /// The cell of a range that is one entry and exists.
+    #[inline]
+    fn single<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, entries: Entries) -> Option<&'p AtomicU64> {
+        if entries.first != entries.last {
+            return None;
+        }
+        pool.memory().cells().get(self.place(pool, entries.first)?)
     }
 
     /// Calls `act` for each last-level table in the range with its part of the range and its cells there,
@@ -123,11 +154,6 @@ impl Table {
     fn exclusive(&self, entries: Entries) -> Result<super::stripes::Exclusive<'_>, Error> {
         let bits = self.geometry.level_bits();
         self.stripes.take(entries.first >> bits, entries.last >> bits)
-    }
-
-    #[inline]
-    fn in_one_table(&self, entries: Entries) -> bool {
-        entries.last <= self.last_in_table(entries.first)
     }
 
     /// The last index in the last-level table of `index`.
@@ -169,14 +195,10 @@ impl Table {
     }
 }
 
-/// Empties the cells; returns how many were valid.
+/// Empties a cell; returns whether it was valid.
 #[inline]
-fn clear(cells: &[AtomicU64]) -> u64 {
-    let mut valid = 0;
-    for cell in cells {
-        let old = Tce::from_memory(cell.load(Ordering::Relaxed));
-        cell.store(0, Ordering::Relaxed);
-        valid += u64::from(old.is_valid());
-    }
-    valid
+fn clear(cell: &AtomicU64) -> bool {
+    let old = Tce::from_memory(cell.load(Ordering::Relaxed));
+    cell.store(0, Ordering::Relaxed);
+    old.is_valid()
 }

@@ -132,11 +132,21 @@ pub fn bring_up(memory: &FakeMemory, phb: &FakePhb, config: Config, pages: usize
 impl Machine {
     /// A machine whose driver is up.
     pub fn new(kind: PhbKind) -> Self {
-        Self::with_pool(kind, POOL_PAGES)
+        Self::with_config(kind, POOL_PAGES, config(kind))
     }
 
-    /// The same with so many table pages, one of them the pool's own.
+    /// A machine whose waits do not end, for threads that hold each other up.
+    pub fn patient(kind: PhbKind) -> Self {
+        let kill_limit = Duration::from_secs(3600);
+        Self::with_config(kind, POOL_PAGES, Config { kill_limit, ..config(kind) })
+    }
+
+    /// A machine with so many table pages, one of them the pool's own.
     pub fn with_pool(kind: PhbKind, pages: usize) -> Self {
+        Self::with_config(kind, pages, config(kind))
+    }
+
+    fn with_config(kind: PhbKind, pages: usize, config: Config) -> Self {
         let (memory, phb) = hardware(kind, pages);
         let blind: Arc<AtomicBool> = Arc::default();
         let firmware = OpalFirmware { opal: phb.opal(), blind: blind.clone() };
@@ -147,7 +157,7 @@ impl Machine {
             pool(&memory, pages),
             FakeClock::default(),
             cache,
-            config(kind),
+            config,
         )
         .expect("the driver comes up");
         let _ = phb.take_events();

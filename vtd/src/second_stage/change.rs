@@ -92,7 +92,7 @@ impl SecondStage {
             return Ok(());
         }
         // With all slots busy nobody is between reading the bit and storing a leaf.
-        let span = Span { first: 0, last: self.aperture.last().as_u64() };
+        let span = Span { first: 0, last: self.last_address };
         let (first, _) = self.lock::<Shared, M, K>(tables, span, |slot, part| {
             let pte = slot.pte();
             let empty = if pte.is_table(slot.level) {
@@ -108,6 +108,20 @@ impl SecondStage {
 
     #[inline]
     fn map_with<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
+        &self,
+        tables: &TableAccess<'_, M, K>,
+        iova: Iova,
+        extent: DmaExtent,
+        access: Access,
+    ) -> Result<(), Error> {
+        if self.map_one_page::<E, M, K>(tables, iova, extent, access) {
+            return Ok(());
+        }
+        self.map_range::<E, M, K>(tables, iova, extent, access)
+    }
+
+    #[inline(never)]
+    fn map_range<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
         &self,
         tables: &TableAccess<'_, M, K>,
         iova: Iova,
@@ -132,6 +146,18 @@ impl SecondStage {
 
     #[inline]
     fn unmap_with<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
+        &self,
+        tables: &TableAccess<'_, M, K>,
+        range: IovaRange,
+    ) -> Result<u64, Error> {
+        match self.unmap_one_page::<E, M, K>(tables, range) {
+            Some(bytes) => Ok(bytes),
+            None => self.unmap_range::<E, M, K>(tables, range),
+        }
+    }
+
+    #[inline(never)]
+    fn unmap_range<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
         &self,
         tables: &TableAccess<'_, M, K>,
         range: IovaRange,

@@ -9,7 +9,7 @@ use portcullis_iommu::Error;
 
 use super::{
     PAGE, index,
-    leaves::{first_present, leaves},
+    leaves::{fill, first_present, leaves},
     request::Request,
     reservation::Reservation,
     shift,
@@ -62,11 +62,7 @@ impl<M: TableMemory, K: CacheMaintenance, B: Fn(u8) -> u64> Filler<'_, '_, M, K,
 
     #[inline]
     fn fill_leaves(&self, entries: &[AtomicU64], first: u64) {
-        let mut value = first.wrapping_add(self.request.delta) | (self.leaf_bits)(1);
-        for entry in entries {
-            entry.store(value, Ordering::Relaxed);
-            value += PAGE;
-        }
+        fill(entries, first.wrapping_add(self.request.delta) | (self.leaf_bits)(1));
     }
 
     /// The entry of `level` for `part`: a page, or a new table that hardware does not know yet.

@@ -1,4 +1,4 @@
-//! Runs of leaf entries in one table.
+//! Runs of leaf entries in one table, whose slot is busy.
 
 use portcullis_hal::{
     CacheMaintenance, TableMemory,
@@ -6,8 +6,11 @@ use portcullis_hal::{
 };
 use portcullis_iommu::Error;
 
-use super::{index, slots::Span};
+use super::{PAGE, index, slots::Span};
 use crate::{spec::entries::Pte, table_access::TableAccess};
+
+/// Entries that are looked at, or stored, in one go: a cache line.
+const LINE: usize = 8;
 
 /// The leaf entries of `part` in the table that a level-2 entry points to.
 #[inline]
@@ -20,21 +23,67 @@ pub(super) fn leaves<'t, M: TableMemory, K: CacheMaintenance>(
     tables.entries(pte.address(), first, index(part.last, 1) + 1 - first)
 }
 
+/// Whether no entry maps anything.
+#[inline]
+pub(super) fn is_empty(entries: &[AtomicU64]) -> bool {
+    let (lines, rest) = entries.as_chunks::<LINE>();
+    let mut seen = 0;
+    for line in lines {
+        for entry in line {
+            seen |= entry.load(Ordering::Relaxed);
+        }
+        if seen != 0 {
+            return false;
+        }
+    }
+    rest.iter().fold(seen, |seen, entry| seen | entry.load(Ordering::Relaxed)) == 0
+}
+
 /// Index of the first entry that is not empty.
 #[inline]
 pub(super) fn first_present(entries: &[AtomicU64]) -> Option<usize> {
+    if is_empty(entries) {
+        return None;
+    }
     entries.iter().position(|entry| entry.load(Ordering::Relaxed) != 0)
+}
+
+/// Stores entries for consecutive pages, the first of which is `value`.
+#[inline]
+pub(super) fn fill(entries: &[AtomicU64], value: u64) {
+    let (lines, rest) = entries.as_chunks::<LINE>();
+    let mut value = value;
+    for line in lines {
+        for (entry, offset) in line.iter().zip(0..) {
+            entry.store(value + offset * PAGE, Ordering::Relaxed);
+        }
+        value += LINE as u64 * PAGE;
+    }
+    for entry in rest {
+        entry.store(value, Ordering::Relaxed);
+        value += PAGE;
+    }
 }
 
 /// Clears entries; returns how many held something.
 #[inline]
 pub(super) fn clear(entries: &[AtomicU64]) -> u64 {
-    let mut cleared = 0;
-    for entry in entries {
-        if entry.load(Ordering::Relaxed) != 0 {
-            entry.store(0, Ordering::Relaxed);
-            cleared += 1;
-        }
-    }
+    let (lines, rest) = entries.as_chunks::<LINE>();
+    let cleared = lines.iter().map(clear_line).sum::<u64>() + count(rest);
+    rest.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     cleared
+}
+
+#[inline]
+fn clear_line(line: &[AtomicU64; LINE]) -> u64 {
+    // An entry has bit 63 clear, so one less has it set only where the entry is 0.
+    let holes = line.iter().fold(0, |holes, entry| holes | entry.load(Ordering::Relaxed).wrapping_sub(1));
+    let held = if holes >> 63 == 0 { LINE as u64 } else { count(line) };
+    line.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    held
+}
+
+/// How many entries hold something.
+fn count(entries: &[AtomicU64]) -> u64 {
+    entries.iter().map(|entry| u64::from(entry.load(Ordering::Relaxed) != 0)).sum()
 }

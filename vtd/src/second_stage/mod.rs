@@ -15,6 +15,7 @@
 mod change;
 mod filler;
 mod leaves;
+mod one_page;
 mod request;
 mod reservation;
 mod slots;
@@ -31,7 +32,7 @@ use portcullis_iommu::Error;
 use crate::{
     snoop::SnoopControl,
     spec::entries::Pte,
-    table_access::{TableAccess, need_pages},
+    table_access::{Table, TableAccess, need_pages},
 };
 
 /// Bytes of the smallest page.
@@ -49,6 +50,19 @@ const fn shift(level: u8) -> u32 {
 /// Where in its table the entry of a level for an address is.
 const fn index(address: u64, level: u8) -> usize {
     (address >> shift(level) & (ENTRIES - 1)) as usize
+}
+
+/// The entry of a table whose entries are of `level` for an address; there always is one.
+#[inline]
+fn entry_for(table: &Table, address: u64, level: u8) -> Option<&AtomicU64> {
+    table.get(index(address, level))
+}
+
+/// Where an entry that points to no table leads an address to.
+#[inline]
+fn translation(pte: Pte, address: u64, level: u8) -> Option<(PhysAddr, Access)> {
+    let offset = address & ((1 << shift(level)) - 1);
+    pte.is_present().then(|| (PhysAddr::new(pte.address() | offset), pte.access()))
 }
 
 /// The shape of a table.
@@ -75,6 +89,8 @@ pub struct SecondStage {
     root_address: u64,
     format: Format,
     aperture: IovaRange,
+    last_address: u64,
+    last_physical: u64,
     /// [`Pte::SNOOP`] when DMA is made coherent, else 0. Changed with all slots busy, read with one.
     snoop: AtomicU64,
     pages: AtomicU32,
@@ -106,6 +122,8 @@ impl SecondStage {
             root,
             format,
             aperture,
+            last_address: aperture.last().as_u64(),
+            last_physical: (1 << format.physical_bits) - 1,
             snoop: AtomicU64::new(snoop.map_or(0, |_| Pte::SNOOP)),
             pages: AtomicU32::new(1),
             page_limit,
@@ -143,6 +161,7 @@ impl SecondStage {
     }
 
     /// Where `iova` leads now and with which rights. Any CPU, at any time.
+    #[inline]
     #[must_use]
     pub fn lookup<M: TableMemory, K: CacheMaintenance>(
         &self,
@@ -150,18 +169,29 @@ impl SecondStage {
         iova: Iova,
     ) -> Option<(PhysAddr, Access)> {
         let address = iova.as_u64();
-        if address > self.aperture.last().as_u64() {
+        if address > self.last_address {
             return None;
         }
-        let (mut table, mut level) = (self.root_address, self.format.levels);
+        match self.find_leaf(access, address) {
+            Some(leaf) => translation(Pte(leaf.entry.load(Ordering::Acquire)), address, 1),
+            None => self.lookup_on_any_way(access, address),
+        }
+    }
+
+    /// Through larger pages, and past entries on which another CPU works.
+    #[inline(never)]
+    fn lookup_on_any_way<M: TableMemory, K: CacheMaintenance>(
+        &self,
+        access: &TableAccess<'_, M, K>,
+        address: u64,
+    ) -> Option<(PhysAddr, Access)> {
+        let (mut table, mut level) = (access.table(&self.root)?, self.format.levels);
         loop {
-            let entry = access.entry(table, index(address, level)).ok()?;
-            let pte = Pte(entry.load(Ordering::Acquire));
-            if !pte.is_table(level) {
-                let offset = address & ((1 << shift(level)) - 1);
-                return pte.is_present().then(|| (PhysAddr::new(pte.address() | offset), pte.access()));
+            let pte = Pte(entry_for(table, address, level)?.load(Ordering::Acquire)).idle();
+            match access.table_of(pte) {
+                Some(next) if level > 1 => (table, level) = (next, level - 1),
+                _ => return translation(pte, address, level),
             }
-            (table, level) = (pte.address(), level.saturating_sub(1));
         }
     }
 

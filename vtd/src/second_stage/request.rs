@@ -45,10 +45,10 @@ impl SecondStage {
             return Err(Error::Misaligned { value: physical });
         }
         // An extent does not wrap, so its last byte is a number.
-        if (physical + (bytes - 1)) >> self.format.physical_bits != 0 {
+        if physical + (bytes - 1) > self.last_physical {
             return Err(Error::PhysicalTooWide { address: physical });
         }
-        if access.is_empty() {
+        if !access.intersects(Access::all()) {
             return Err(Error::NoAccess);
         }
         let delta = physical.wrapping_sub(span.first);
@@ -71,7 +71,7 @@ impl SecondStage {
             return Err(Error::Misaligned { value: bytes });
         }
         let interrupts = first <= INTERRUPTS.1 && last >= INTERRUPTS.0;
-        if last > self.aperture.last().as_u64() || interrupts {
+        if last > self.last_address || interrupts {
             return Err(Error::OutsideAperture { iova, bytes });
         }
         Ok(Span { first, last })

@@ -1,7 +1,7 @@
 //! `cargo boards test`: host tests, doc tests and every board scenario, each with its name, time and verdict.
 
 mod host;
-mod libtest;
+pub(crate) mod libtest;
 pub(crate) mod outcome;
 mod report;
 
@@ -14,6 +14,7 @@ use crate::{
     case::{self, Case, Ended},
     error::Error,
     image::{self, ReadyBoard},
+    install,
     progress::{Screen, heading, seconds},
     project::Project,
 };
@@ -113,11 +114,12 @@ fn prepare(
 ) -> Result<Vec<ReadyBoard>, Error> {
     let needed =
         |board: &&Board| cases.iter().any(|case| case.ignored.is_none() && case.board.name == board.name);
-    boards
-        .iter()
-        .filter(needed)
-        .map(|board| image::prepare(project, board.clone(), options.qemu.as_deref()))
-        .collect()
+    let boards: Vec<_> = boards.iter().filter(needed).cloned().collect();
+    // Lines for people do not belong between those for machines.
+    if !options.json {
+        install::ensure(&boards, options.qemu.is_some())?;
+    }
+    boards.iter().map(|board| image::prepare(project, board.clone(), options.qemu.as_deref())).collect()
 }
 
 /// A run that goes on.

@@ -5,7 +5,7 @@ mod vtd;
 
 use std::{fs, io, path::Path};
 
-use portcullis_suite::event::{Direction, Event};
+use portcullis_suite::event::Direction;
 
 use crate::{board::WitnessKind, record::Record, words};
 
@@ -69,44 +69,6 @@ fn number_after(line: &str, key: &str, radix: u32) -> Option<u64> {
     u64::from_str_radix(rest.get(..end)?, radix).ok()
 }
 
-/// Where memory lies, as the target's own mappings say: the physical address behind an I/O virtual address
-/// of a device, by the last `Attached` of the device.
-#[derive(Default)]
-struct Mappings {
-    attached: Vec<(u16, u32)>,
-    mapped: Vec<(u32, u64, u64, u64)>,
-}
-
-impl Mappings {
-    fn follow(&mut self, event: &Event<'_>) {
-        match *event {
-            Event::Attached { requester, context } => {
-                self.attached.retain(|(device, _)| *device != requester);
-                self.attached.push((requester, context));
-            }
-            Event::Detached { requester } => self.attached.retain(|(device, _)| *device != requester),
-            Event::Mapped { context, iova, phys, bytes, .. } => {
-                self.mapped.push((context, iova, phys, bytes));
-            }
-            Event::Unmapped { context, iova, bytes } => {
-                self.mapped.retain(|(of, start, ..)| {
-                    *of != context || !(iova..iova.saturating_add(bytes)).contains(start)
-                });
-            }
-            _ => {}
-        }
-    }
-
-    fn phys(&self, requester: u16, iova: u64) -> Option<u64> {
-        let (_, context) = self.attached.iter().find(|(device, _)| *device == requester)?;
-        let inside = |(of, start, _, bytes): &&(u32, u64, u64, u64)| {
-            of == context && iova.checked_sub(*start).is_some_and(|offset| offset < *bytes)
-        };
-        let (_, start, phys, _) = self.mapped.iter().rev().find(inside)?;
-        Some(phys + (iova - start))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,16 +81,5 @@ mod tests {
         assert_eq!(number_after(line, "write ", 10), Some(1));
         assert_eq!(number_after(line, "gpa ", 16), None);
         assert_eq!(number_after("sid ", "sid ", 16), None);
-    }
-
-    #[test]
-    fn mappings_follow_the_events() {
-        let mut mappings = Mappings::default();
-        mappings.follow(&Event::Attached { requester: 8, context: 1 });
-        mappings.follow(&Event::Mapped { context: 1, iova: 0x1000, phys: 0x9000, bytes: 0x2000, access: 3 });
-        assert_eq!(mappings.phys(8, 0x2010), Some(0xa010));
-        assert_eq!(mappings.phys(9, 0x2010), None);
-        mappings.follow(&Event::Unmapped { context: 1, iova: 0x1000, bytes: 0x2000 });
-        assert_eq!(mappings.phys(8, 0x2010), None);
     }
 }

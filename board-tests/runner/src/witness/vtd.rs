@@ -5,8 +5,8 @@
 
 use portcullis_suite::event::{Direction, Effect, Event};
 
-use super::{Findings, Mappings, Transfer, number_after};
-use crate::{record::Record, words};
+use super::{Findings, Transfer, number_after};
+use crate::{mappings::Mappings, record::Record, words};
 
 /// What a line of the trace says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

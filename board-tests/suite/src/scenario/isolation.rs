@@ -107,14 +107,9 @@ pub(super) fn two_contexts_are_separate<B: Board>(stage: &Stage<'_, B>) -> Resul
     stage.map(theirs, shared, 11, BOTH)?;
     ensure(stage.write(0, mine, shared, stage.buffer(10)?)? == Effect::Landed, "device 0 missed its page")?;
     ensure(stage.write(1, theirs, shared, stage.buffer(11)?)? == Effect::Landed, "device 1 missed its page")?;
-    ensure(
-        stage.write(0, mine, shared, stage.buffer(11)?)? == Effect::Blocked,
-        "device 0 reached VM 2's page",
-    )?;
-    ensure(
-        stage.write(1, theirs, shared, stage.buffer(10)?)? == Effect::Blocked,
-        "device 1 reached VM 1's page",
-    )?;
+    let (one, two) = (stage.buffer(10)?, stage.buffer(11)?);
+    ensure(stage.write_spares(0, mine, shared, one, two)?, "device 0 reached VM 2's page")?;
+    ensure(stage.write_spares(1, theirs, shared, two, one)?, "device 1 reached VM 1's page")?;
     let own = stage.at(mine, 0x61)?;
     stage.map(mine, own, 12, BOTH)?;
     ensure(
@@ -140,7 +135,7 @@ pub(super) fn context_switch<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failu
     stage.attach(&mut claim, 0, new)?;
     ensure(stage.write(0, new, iova, stage.buffer(2)?)? == Effect::Landed, "a write missed the new context")?;
     ensure(
-        stage.write(0, new, iova, stage.buffer(1)?)? == Effect::Blocked,
+        stage.write_spares(0, new, iova, stage.buffer(2)?, stage.buffer(1)?)?,
         "a write reached the old context",
     )?;
     stage.iommu().destroy_context(old)?;

@@ -188,6 +188,21 @@ impl<'b, B: Board> Stage<'b, B> {
         Ok(effect)
     }
 
+    /// The same, where `target` lies in the device's own context; and whether `bystander`, which lies there
+    /// in another context, stayed as it was.
+    pub(super) fn write_spares(
+        &self,
+        index: usize,
+        context: ContextHandle,
+        iova: Iova,
+        target: Buffer<'b>,
+        bystander: Buffer<'b>,
+    ) -> Result<bool, Failure> {
+        fill(bystander, |_| SENTINEL);
+        let landed = self.write(index, context, iova, target)? == Effect::Landed;
+        Ok(landed && judge(bystander, |_, _| false, |byte| byte == SENTINEL) == Effect::Blocked)
+    }
+
     /// Lets device `index`, which is in no context, write to `iova`, where buffer `target` would lie.
     pub(super) fn write_blindly(
         &self,

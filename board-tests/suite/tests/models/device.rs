@@ -52,6 +52,9 @@ pub struct Transfer {
 /// All transfers of a machine, in order. Clones are the same log.
 pub type Transfers = Rc<RefCell<Vec<Transfer>>>;
 
+/// Requester IDs of a machine's devices, on different buses.
+pub const REQUESTERS: [u16; 3] = [0x0010, 0x0118, 0x0020];
+
 /// A device that copies between memory and its own buffer.
 pub struct ModelDevice<B> {
     id: DeviceId,
@@ -61,14 +64,14 @@ pub struct ModelDevice<B> {
 }
 
 impl<B: Bus> ModelDevice<B> {
-    /// Two devices on different buses.
-    pub fn pair(bus: &B, transfers: &Transfers) -> [Self; 2] {
-        [0x0010, 0x0118].map(|requester| Self {
+    /// A device with this Requester ID.
+    pub fn new(requester: u16, bus: &B, transfers: &Transfers) -> Self {
+        Self {
             id: DeviceId { segment: Segment(0), requester: RequesterId::new(requester) },
             bus: bus.clone(),
             own: RefCell::new(vec![0; BUFFER_BYTES]),
             transfers: transfers.clone(),
-        })
+        }
     }
 
     fn note(&self, iova: Iova, direction: Direction, passed: bool) {

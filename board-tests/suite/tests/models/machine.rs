@@ -3,7 +3,7 @@
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use portcullis_fake::memory::{FakeClock, FakeMemory};
-use portcullis_hal::{DmaExtent, PagePool, PhysAddr, PhysRange};
+use portcullis_hal::{DmaExtent, PagePool, PhysAddr};
 use portcullis_suite::{
     Buffer, Event,
     board::SharedBytes,
@@ -22,6 +22,8 @@ const TABLES: usize = 64;
 const TABLE_PAGES: usize = 128;
 const SPARE_TABLES: usize = 256;
 const SPARE_TABLE_PAGES: usize = 16;
+/// Commands for a device that takes them from memory.
+const QUEUE: usize = 321;
 /// A table that some earlier system left behind.
 const LEFTOVER: usize = 320;
 const LARGE: usize = 512;
@@ -45,10 +47,10 @@ pub struct Machine {
 pub type Trace = Rc<RefCell<Vec<Vec<u8>>>>;
 
 impl Machine {
-    /// A machine whose table walkers snoop, or see only what was written back.
-    pub fn new(coherent: bool, trace: Trace) -> Self {
+    /// A machine whose table walkers see each store at once, or only what was written back or drained.
+    pub fn new(at_once: bool, trace: Trace) -> Self {
         let base = PhysAddr::new(BASE);
-        let memory = if coherent {
+        let memory = if at_once {
             FakeMemory::coherent(base, ALL_PAGES)
         } else {
             FakeMemory::incoherent(base, ALL_PAGES)
@@ -74,6 +76,11 @@ impl Machine {
     /// A page for a table that some earlier system left behind.
     pub fn leftover_table(&self) -> PhysAddr {
         address(LEFTOVER)
+    }
+
+    /// A page for a device's command queue.
+    pub fn queue(&self) -> Piece {
+        Piece::new(&self.memory, QUEUE, 1)
     }
 
     pub fn buffer(&self, index: usize) -> Option<Buffer<'_>> {
@@ -125,21 +132,17 @@ fn byte_at(memory: &FakeMemory, address: u64) -> u8 {
 }
 
 /// A piece of memory that devices may be pointed at.
-struct Piece {
+pub struct Piece {
     memory: FakeMemory,
     extent: DmaExtent,
 }
 
 impl Piece {
     fn new(memory: &FakeMemory, first_page: usize, pages: usize) -> Self {
-        let range = PhysRange::new(address(first_page), pages as u64 * PAGE).expect("a range of memory");
-        // SAFETY: a device of the model reaches nothing but atomic cells of the fake memory, and the
-        // layout above keeps these pages apart from image and tables.
-        let extent = unsafe { DmaExtent::new(range) };
-        Self { memory: memory.clone(), extent }
+        Self { memory: memory.clone(), extent: memory.extent(first_page, pages) }
     }
 
-    fn as_buffer(&self) -> Buffer<'_> {
+    pub fn as_buffer(&self) -> Buffer<'_> {
         Buffer { extent: self.extent, bytes: self }
     }
 

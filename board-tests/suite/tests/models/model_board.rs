@@ -52,7 +52,7 @@ pub fn boards() -> Vec<Description> {
 }
 
 fn vtd_boards() -> Vec<Description> {
-    let common = Requires::VTD | Requires::FAULT_LOG | Requires::CONFIRMATION;
+    let common = Requires::VTD | Requires::FAULT_LOG | Requires::CONFIRMATION | Requires::QUEUE_DEVICE;
     let wide = common | Requires::WIDTH_48;
     let usual = VtdConfig::default();
     let vtd =
@@ -66,21 +66,23 @@ fn vtd_boards() -> Vec<Description> {
     let caching = VtdConfig { caching_mode: true, ..usual };
     let early = VtdConfig {
         coherent: false,
-        write_buffer: true,
         page_selective: None,
         snoop_control: false,
         protected_memory: true,
         ..usual
     };
+    let buffering = VtdConfig { write_buffer: true, ..usual };
     vec![
         vtd("q35-snoop", wide | Requires::SNOOP_CONTROL, usual, calm),
         vtd("q35-no-snoop", wide | Requires::NO_SNOOP_CONTROL, plain, restless),
         vtd("q35-39-bit", common | Requires::WIDTH_39 | Requires::SNOOP_CONTROL, narrow, restless),
         vtd("vtd-caching-mode", wide | Requires::SNOOP_CONTROL, caching, small),
+        vtd("vtd-write-buffer", wide | Requires::SNOOP_CONTROL, buffering, restless),
         vtd("vtd-early-and-slow", wide | Requires::NO_SNOOP_CONTROL, early, slow),
     ]
 }
 
+/// No queue device: a blocked transfer freezes its PE, so that it could not complete the command.
 fn tce_boards() -> Vec<Description> {
     let offers = Requires::TCE | Requires::FAULT_LOG;
     let tce = |name, offers, how| Description { name, offers, build: Build::Tce(how) };

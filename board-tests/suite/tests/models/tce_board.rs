@@ -13,7 +13,7 @@ use portcullis_ppc_tce::{
 use portcullis_suite::{Board, Buffer, Event};
 
 use crate::{
-    device::{ModelDevice, Transfers},
+    device::{ModelDevice, REQUESTERS, Transfers},
     machine::{Machine, PATIENCE, Trace},
     model_board::ModelBoard,
 };
@@ -56,7 +56,8 @@ impl TceBoard {
         bridge.set_timing(how.timing);
         leave_windows_open(&bridge, how.kind, &machine);
         let driver = bring_up(&bridge, how.kind, machine.pool(), &machine).expect("a bridge that answers");
-        let devices = ModelDevice::pair(&bridge, transfers);
+        let [first, second, _] = REQUESTERS;
+        let devices = [first, second].map(|requester| ModelDevice::new(requester, &bridge, transfers));
         Self { iommu: Iommu::new(driver), machine, bridge, how, devices }
     }
 }

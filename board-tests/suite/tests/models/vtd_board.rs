@@ -8,13 +8,14 @@ use portcullis_fake::{
 };
 use portcullis_hal::{DeviceId, Iova, PagePool, PhysAddr, RegisterIo, RequesterId, Segment};
 use portcullis_iommu::{Error, Iommu};
-use portcullis_suite::{Board, Buffer, Event, withhold::Withholding};
+use portcullis_suite::{Board, Buffer, DmaDevice, Event, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
 
 use crate::{
-    device::{ModelDevice, Transfers},
+    device::{ModelDevice, REQUESTERS, Transfers},
     machine::{Machine, PATIENCE, Trace},
     model_board::ModelBoard,
+    queue_device::QueueDevice,
 };
 
 /// Byte offsets of registers (manual, 11.4): command and status, root table, invalidation queue.
@@ -43,7 +44,7 @@ pub struct VtdHabits {
     pub starved: Option<u32>,
 }
 
-/// The machine, its unit and two devices behind it.
+/// The machine, its unit, two devices and a third with a command queue behind it.
 pub struct VtdBoard {
     machine: Machine,
     unit: FakeVtd,
@@ -51,14 +52,14 @@ pub struct VtdBoard {
     address_bits: u8,
     starved: Option<u32>,
     iommu: Iommu<Driver<Shared>>,
-    devices: [ModelDevice<FakeVtd>; 2],
+    devices: [Box<dyn DmaDevice>; 3],
     undrained: RefCell<Vec<String>>,
 }
 
 impl VtdBoard {
     /// A unit of this kind and with these habits, taken over by the driver.
     pub fn new(config: VtdConfig, habits: VtdHabits, trace: Trace, transfers: &Transfers) -> Self {
-        let machine = Machine::new(config.coherent, trace);
+        let machine = Machine::new(config.coherent && !config.write_buffer, trace);
         let unit = FakeVtd::new(machine.memory.clone(), config);
         unit.misbehave(|knobs| {
             (knobs.slow_status, knobs.slow_queue) = (habits.slow, habits.slow);
@@ -66,8 +67,11 @@ impl VtdBoard {
         });
         let registers = Shared(Rc::new(Withholding::new(unit.registers(), IQH, IQT)));
         let driver = bring_up(registers.clone(), machine.pool(), &machine).expect("a unit that answers");
+        let [first, second, engine] =
+            REQUESTERS.map(|requester| ModelDevice::new(requester, &unit, transfers));
+        let third = QueueDevice::new(engine, &unit, machine.queue());
         Self {
-            devices: ModelDevice::pair(&unit, transfers),
+            devices: [Box::new(first), Box::new(second), Box::new(third)],
             address_bits: config.guest_bits,
             starved: habits.starved,
             iommu: Iommu::new(driver),
@@ -129,14 +133,14 @@ fn bring_up<R: RegisterIo>(
 
 impl Board for VtdBoard {
     type Driver = Driver<Shared>;
-    type Device = ModelDevice<FakeVtd>;
+    type Device = dyn DmaDevice;
 
     fn iommu(&self) -> &Iommu<Self::Driver> {
         &self.iommu
     }
 
     fn device(&self, index: usize) -> Option<&Self::Device> {
-        self.devices.get(index)
+        self.devices.get(index).map(Box::as_ref)
     }
 
     fn spec(&self) -> ContextSpec {

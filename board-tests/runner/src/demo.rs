@@ -1,0 +1,239 @@
+//! `cargo boards demo`: both machines, live, in words.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use portcullis_suite::event::{self, Effect, Event};
+
+use crate::{
+    board::{self, Variant},
+    case::{self, Case, Ended},
+    console::Said,
+    error::Error,
+    image::{self, ReadyBoard},
+    install,
+    mappings::Mappings,
+    progress::{Screen, heading, seconds, toned},
+    project::Project,
+    words::{self, Tone},
+};
+
+/// What is shown.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// The boards to show; may be given several times
+    #[arg(long, short, value_name = "NAME", default_values_t = ["q35".to_owned(), "powernv9".to_owned()])]
+    board: Vec<String>,
+    /// Also show the boards' log messages and the firmware's text
+    #[arg(long, short)]
+    verbose: bool,
+    /// Folder with the qemu-system-* programs to use, instead of PATH
+    #[arg(long, value_name = "DIR")]
+    qemu: Option<PathBuf>,
+}
+
+/// The scenarios that tell the story; a machine shows those that it has everything for.
+const STORY: &[&str] = &[
+    "scattered_maps",
+    "read_only_page",
+    "unmapped_is_blocked",
+    "hypervisor_image_is_blocked",
+    "unmap_then_dma",
+    "two_contexts_are_separate",
+    "context_switch",
+    "released_device_is_blocked",
+    "snoop_on_every_leaf",
+    "snoop_refused_without_control",
+    "lost_invalidation_quarantines",
+];
+
+/// Variants that differ only in width are left to the tests.
+fn is_shown(variant: &Variant, shown: usize) -> bool {
+    shown == 0 || variant.offers.iter().any(|flag| flag == "NO_SNOOP_CONTROL")
+}
+
+/// Installs what is missing, builds, boots, shows; `true` when all went as expected.
+pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
+    let boards = board::load_all(&project.boards())?;
+    let ignored = board::load_ignored(&project.boards(), &boards)?;
+    let boards = board::select(boards, &options.board)?;
+    install::ensure(&boards, options.qemu.is_some())?;
+    let mut ready = Vec::new();
+    for board in &boards {
+        println!("building {} for {}", board.package, board.target);
+        ready.push(image::prepare(project, board.clone(), options.qemu.as_deref())?);
+    }
+    let all = case::all(&boards, &ignored);
+    let cases: Vec<_> = all.iter().filter(|case| case.ignored.is_none() && is_in_story(case)).collect();
+    let mut rows = Vec::new();
+    let screen = Screen::steps(cases.len());
+    for ready in &ready {
+        for (number, variant) in ready.board.variants.iter().enumerate() {
+            if !is_shown(variant, number) {
+                continue;
+            }
+            screen.line(&format!("\n{}", heading(&title(ready, variant))));
+            let story = cases.iter().filter(|case| is_on(case, ready, variant));
+            for (number, case) in story.enumerate() {
+                screen.now(&case.name());
+                let teller = Teller { screen: &screen, introduce: number == 0, verbose: options.verbose };
+                rows.push((case.name(), teller.show(case, ready)?));
+                screen.step();
+            }
+        }
+    }
+    drop(screen);
+    Ok(conclude(&rows))
+}
+
+fn title(ready: &ReadyBoard, variant: &Variant) -> String {
+    format!("{}: {}, {}", ready.board.name, ready.board.about, variant.about)
+}
+
+fn is_in_story(case: &Case<'_>) -> bool {
+    let shown = case.board.variants.iter().position(|variant| variant.name == case.variant.name);
+    STORY.contains(&case.scenario.name) && shown.is_some_and(|number| is_shown(case.variant, number))
+}
+
+fn is_on(case: &Case<'_>, ready: &ReadyBoard, variant: &Variant) -> bool {
+    case.board.name == ready.board.name && case.variant.name == variant.name
+}
+
+/// Tells of one case as it runs.
+struct Teller<'s> {
+    screen: &'s Screen,
+    /// Whether the machine is described: once is enough.
+    introduce: bool,
+    verbose: bool,
+}
+
+impl Teller<'_> {
+    fn show(&self, case: &Case<'_>, ready: &ReadyBoard) -> Result<Ended, Error> {
+        let mut mappings = Mappings::default();
+        let ended = case::run(case, ready, |said| match said {
+            Said::Event(bytes) => {
+                if let Some(event) = event::decode(bytes) {
+                    mappings.follow(&event);
+                    self.event(&event, &mappings);
+                }
+            }
+            Said::Log(text) | Said::Text(text) if self.verbose => self.screen.line(&format!("      {text}")),
+            _ => {}
+        })?;
+        self.witness(&ended);
+        Ok(ended)
+    }
+
+    fn event(&self, event: &Event<'_>, mappings: &Mappings) {
+        if !self.introduce && matches!(event, Event::Ready { .. } | Event::Device { .. }) {
+            return;
+        }
+        let (tone, text) = words::line(event);
+        let why = match *event {
+            Event::Dma { requester, iova, direction, effect: Effect::Blocked, .. } => mappings
+                .obstacle(requester, iova, direction)
+                .map(|why| format!(": {why}"))
+                .unwrap_or_default(),
+            _ => String::new(),
+        };
+        self.screen.line(&format!("{}{}", indent(event), toned(tone, &format!("{text}{why}"))));
+    }
+
+    fn witness(&self, ended: &Ended) {
+        let findings = &ended.findings;
+        if ended.passed() {
+            let text = format!(
+                "witness   QEMU's trace agrees: {} landed, {} refused, {} never translated",
+                findings.landed, findings.faulted, findings.absent
+            );
+            self.screen.line(&format!("    {}", toned(Tone::Good, &text)));
+        }
+        for line in ended.details() {
+            self.screen.line(&format!("    {}", toned(Tone::Bad, &line)));
+        }
+    }
+}
+
+/// Scenarios stand out; what happens in them is set in.
+const fn indent(event: &Event<'_>) -> &'static str {
+    match event {
+        Event::Begin { .. } => "  ",
+        _ => "    ",
+    }
+}
+
+/// Prints the summary; `true` when all passed and there was something.
+fn conclude(rows: &[(String, Ended)]) -> bool {
+    println!("\n{}", summary(rows));
+    let passed = rows.iter().filter(|(_, ended)| ended.passed()).count();
+    println!("{passed} of {} scenarios as expected", rows.len());
+    passed == rows.len() && !rows.is_empty()
+}
+
+fn summary(rows: &[(String, Ended)]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED);
+    table.set_header(["scenario", "DMA landed", "DMA blocked", "confirmed by QEMU", "time", "verdict"]);
+    for (name, ended) in rows {
+        let (landed, blocked) = transfers(ended);
+        table.add_row([
+            name.clone(),
+            landed.to_string(),
+            blocked.to_string(),
+            format!("{} of {}", ended.findings.confirmed(), landed + blocked),
+            seconds(ended.time),
+            if ended.passed() { "as expected" } else { "FAILED" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+/// How many transfers landed, and how many did not.
+fn transfers(ended: &Ended) -> (usize, usize) {
+    let effects = || {
+        ended.record.events().filter_map(|event| match event {
+            Event::Dma { effect, .. } => Some(effect),
+            _ => None,
+        })
+    };
+    let landed = effects().filter(|effect| *effect == Effect::Landed).count();
+    (landed, effects().count() - landed)
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_suite::SCENARIOS;
+
+    use super::*;
+    use crate::{record::tests::record_of, witness::Findings};
+
+    #[test]
+    fn the_story_is_made_of_scenarios() {
+        for name in STORY {
+            assert!(SCENARIOS.iter().any(|scenario| scenario.name == *name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_summary_counts_transfers_and_an_empty_demo_is_no_success() {
+        let dma = |effect| Event::Dma {
+            requester: 8,
+            iova: 0,
+            bytes: 1,
+            direction: event::Direction::Read,
+            effect,
+        };
+        let ended = Ended {
+            record: record_of(&[dma(Effect::Landed), dma(Effect::Blocked)]),
+            findings: Findings { landed: 1, ..Findings::default() },
+            complaints: vec!["no".to_owned()],
+            time: std::time::Duration::ZERO,
+        };
+        assert_eq!(transfers(&ended), (1, 1));
+        let rows = [("q35/snoop/x".to_owned(), ended)];
+        let text = summary(&rows).to_string();
+        assert!(text.contains("1 of 2") && text.contains("FAILED"));
+        assert!(!conclude(&rows) && !conclude(&[]));
+    }
+}
