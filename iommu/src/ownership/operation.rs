@@ -29,6 +29,20 @@ pub struct ReferenceNumber {
     pub(super) generation: u32,
 }
 
+impl ReferenceNumber {
+    /// A number that somebody kept.
+    #[must_use]
+    pub const fn new(slot: usize, generation: u32) -> Self {
+        Self { slot, generation }
+    }
+
+    /// Its place.
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        self.slot
+    }
+}
+
 /// What shows that devices hold no address of a former owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Proof {

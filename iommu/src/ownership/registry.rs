@@ -6,7 +6,7 @@ use portcullis_hal::DeviceId;
 use super::{
     Ownership,
     operation::{Hold, ReferenceNumber},
-    state::{ContextState, Group, Health, Life, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Reserved, Tenancy, UserId},
+    state::{Announced, ContextState, Group, Health, Life, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Reserved, Tenancy, UserId, Work},
 };
 use crate::{
     coherency::Coherency,
@@ -105,6 +105,15 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         Ok(self.group(group)?.health)
     }
 
+    /// Whether an operation on a group is under way or announced.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`].
+    pub fn work(&self, group: GroupId) -> Result<(Work, Announced), Error> {
+        let group = self.group(group)?;
+        Ok((group.work, group.announced))
+    }
+
     /// The context that a group is attached to.
     ///
     /// # Errors
@@ -136,6 +145,17 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
             Notified::Yes => Err(stale),
             Notified::No => self.handle_of(reference.context).ok_or(stale),
         }
+    }
+
+    /// The group that an external reference was taken of.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn group_of_reference(&self, number: ReferenceNumber) -> Result<GroupId, Error> {
+        let stale = Error::Stale { slot: number.slot as u32 };
+        let place = self.places.get(number.slot).ok_or(stale)?;
+        let reference = place.reference.filter(|_| place.generation == number.generation);
+        reference.map(|reference| reference.group).ok_or(stale)
     }
 
     /// The users that refer to a group, and have not been told that its ownership ends.
