@@ -80,9 +80,9 @@ fn h03_a_page_has_one_owner_at_a_time() {
 }
 
 #[test]
-fn h03_of_three_cpus_two_get_the_two_pages() {
+fn h03_of_three_cpus_one_gets_the_only_page() {
     model(|| {
-        let shared = shared(2);
+        let shared = shared(1);
         let cpus = [1, 2].map(|_| {
             let shared = shared.clone();
             thread::spawn(move || shared.pool.take(1).ok())
@@ -90,8 +90,7 @@ fn h03_of_three_cpus_two_get_the_two_pages() {
         let mine = shared.pool.take(1).ok();
         let [first, second] = cpus.map(|cpu| cpu.join().expect("no panic"));
         let runs: Vec<_> = [mine, first, second].into_iter().flatten().collect();
-        assert_eq!(runs.len(), 2);
-        assert_ne!(runs[0], runs[1]);
+        assert_eq!(runs.len(), 1);
     });
 }
 

@@ -15,6 +15,7 @@ mod mappings;
 mod panic_check;
 mod progress;
 mod project;
+mod promises;
 mod qemu;
 mod record;
 mod sabotage;
