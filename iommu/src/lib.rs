@@ -14,6 +14,7 @@ pub mod error;
 pub mod fault;
 pub mod group;
 pub mod ownership;
+pub mod pci;
 pub mod policy;
 
 pub use context::ContextHandle;
