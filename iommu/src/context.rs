@@ -6,7 +6,7 @@ use portcullis_hal::{
     sync::{AtomicBool, AtomicU32, Ordering},
 };
 
-use crate::{error::Error, group::VmId};
+use crate::{error::Error, ownership::Owner};
 
 /// Names a context: slot and generation. A handle that outlived its context is refused as stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,16 +27,15 @@ impl ContextHandle {
 /// A context in its slot.
 #[derive(Debug)]
 pub(crate) struct Context<C> {
-    pub(crate) owner: VmId,
+    pub(crate) owner: Owner,
     pub(crate) tables: C,
 }
 
 /// A slot. Mapping calls enter its gate; making and destroying a context closes it.
 #[derive(Debug)]
 pub(crate) struct Slot<C> {
+    /// That of the context inside; written by the control plane only.
     pub(crate) generation: AtomicU32,
-    /// Groups attached to the context.
-    pub(crate) users: AtomicU32,
     /// An invalidation was never confirmed: the tables must not be given back.
     pub(crate) poisoned: AtomicBool,
     pub(crate) gate: Gate<Option<Context<C>>>,
@@ -47,7 +46,6 @@ impl<C> Slot<C> {
     pub(crate) const fn new() -> Self {
         Self {
             generation: AtomicU32::new(0),
-            users: AtomicU32::new(0),
             poisoned: AtomicBool::new(false),
             gate: Gate::new(None),
         }
@@ -57,11 +55,11 @@ impl<C> Slot<C> {
     #[inline]
     pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, C>, Error> {
         let stale = Error::Stale { slot: handle.slot };
-        let inside = self.gate.enter().ok_or(Error::Busy)?;
+        let inside = self.gate.enter();
         if self.generation.load(Ordering::Relaxed) != handle.generation {
             return Err(stale);
         }
-        Ok(Entered { inside, slot: self, stale })
+        Ok(Entered { inside: inside.ok_or(Error::Busy)?, slot: self, stale })
     }
 }
 

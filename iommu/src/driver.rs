@@ -6,7 +6,7 @@
 use bitflags::bitflags;
 use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr};
 
-use crate::{error::Error, fault::Fault};
+use crate::{coherency::Coherency, error::Error, fault::Fault};
 
 /// Devices that one group may hold: a multi-function device's eight functions.
 pub const MAX_MEMBERS: usize = 8;
@@ -273,6 +273,9 @@ pub trait Driver {
     /// [`Error::NoSnoopControl`] when hardware cannot, [`Error::HasMappings`] when entries exist
     /// without it. Repeating it succeeds.
     fn enforce_cache_coherency(&self, permit: &Permit, context: &Self::Context) -> Result<(), Error>;
+
+    /// How DMA through the context goes now.
+    fn coherency(&self, context: &Self::Context) -> Coherency;
 
     /// Takes the oldest fault that hardware has recorded, if any.
     fn take_fault(&self) -> Option<Fault>;

@@ -2,7 +2,10 @@
 
 use portcullis_hal::{DeviceId, Iova, PhysRange, TimedOut};
 
-use crate::group::{GroupId, VmId};
+use crate::{
+    group::{GroupId, VmId},
+    pci::QuiesceError,
+};
 
 /// Misuse, exhaustion, or hardware that did not answer. What a device did wrong is a
 /// [`Fault`](crate::Fault) instead.
@@ -42,7 +45,7 @@ pub enum Error {
         /// The owner.
         owner: VmId,
     },
-    /// The context handle is older than what its slot holds now.
+    /// The handle is older than what its slot holds now: its context, ownership or reference has ended.
     Stale {
         /// Slot that the handle names.
         slot: u32,
@@ -158,6 +161,18 @@ pub enum Error {
     NotAttached {
         /// The group.
         group: GroupId,
+    },
+    /// A device did not end its DMA.
+    NotQuiet {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        because: QuiesceError,
+    },
+    /// The VM's number is not below [`MAX_VMS`](crate::coherency::MAX_VMS).
+    UnknownVm {
+        /// The number.
+        vm: VmId,
     },
     /// Everything that the VM has is just being ended.
     Ending {

@@ -7,19 +7,31 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod claim;
 pub mod coherency;
 pub mod context;
 pub mod driver;
 pub mod error;
+pub mod event;
+pub mod external;
 pub mod fault;
 pub mod group;
+pub mod host;
+mod operate;
 pub mod ownership;
 pub mod pci;
 pub mod policy;
+mod revocation;
 
+pub use claim::{Claim, QuiescedGroup};
+pub use coherency::{Because, Coherency, Notice};
 pub use context::ContextHandle;
 pub use driver::{Aperture, Debts, Driver, Outcome, PageSizes, Permit, Run, Target};
 pub use error::Error;
+pub use event::Event;
+pub use external::{ExternalUser, Trusted};
 pub use fault::{Fault, FaultReason};
 pub use group::{GroupId, VmId};
-pub use policy::{Claim, Iommu};
+pub use host::{DmaUse, HostBinding};
+pub use ownership::{Owner, UserId};
+pub use policy::Iommu;

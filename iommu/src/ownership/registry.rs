@@ -5,7 +5,7 @@ use portcullis_hal::DeviceId;
 
 use super::{
     Ownership,
-    operation::{Hold, ReferenceNumber},
+    operation::{Hold, ReferenceNumber, Request},
     state::{Announced, ContextState, Group, Health, Life, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Reserved, Tenancy, UserId, Work},
 };
 use crate::{
@@ -172,6 +172,40 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         let state = self.contexts.get(context)?;
         let handle = ContextHandle { slot: context as u32, generation: state.generation };
         (state.life != Life::Vacant).then_some(handle)
+    }
+
+    /// Number of the context in a slot, or of the next one there.
+    #[must_use]
+    pub fn generation_of(&self, context: usize) -> Option<u32> {
+        Some(self.contexts.get(context)?.generation)
+    }
+
+    /// Who owns a device.
+    #[must_use]
+    pub fn owner_of_device(&self, device: DeviceId) -> Option<Owner> {
+        Some(self.group(self.group_of(device)?).ok()?.tenancy?.owner)
+    }
+
+    /// The VM whose DMA a request is about.
+    #[must_use]
+    pub fn subject(&self, request: &Request) -> Option<VmId> {
+        let owner = match *request {
+            Request::Acquire { owner, .. } | Request::CreateContext { owner } => Some(owner),
+            Request::Release { hold } | Request::Attach { hold, .. } | Request::Detach { hold } => {
+                Some(hold.owner)
+            }
+            Request::AddDevice { group, .. } | Request::Refer { group, .. } => {
+                self.tenancy(group).ok().flatten().map(|tenancy| tenancy.owner)
+            }
+            Request::RemoveDevice { device } => self.owner_of_device(device),
+            Request::DestroyContext { context } => self.owner_of(context.slot as usize),
+            Request::Unrefer { .. } => None,
+            Request::Revoke { vm, .. } | Request::VmDied { vm } => Some(Owner::Guest(vm)),
+        };
+        match owner? {
+            Owner::Guest(vm) => Some(vm),
+            Owner::Host => None,
+        }
     }
 
     /// How far the life of the context in a slot has come.
