@@ -188,4 +188,3 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Drop for Claim<'_, D
         let _ = self.give_up();
     }
 }
-

@@ -44,11 +44,7 @@ pub(crate) struct Slot<C> {
 impl<C> Slot<C> {
     #[const_fn(cfg(not(loom)))]
     pub(crate) const fn new() -> Self {
-        Self {
-            generation: AtomicU32::new(0),
-            poisoned: AtomicBool::new(false),
-            gate: Gate::new(None),
-        }
+        Self { generation: AtomicU32::new(0), poisoned: AtomicBool::new(false), gate: Gate::new(None) }
     }
 
     /// Enters the gate for `handle`; the context that it names cannot end as long as the entry lives.

@@ -53,11 +53,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         self.refer(user, group.ok_or(Error::UnknownDevice { device })?)
     }
 
-    fn refer(
-        &self,
-        user: UserId,
-        group: GroupId,
-    ) -> Result<ExternalUser<'_, D, GROUPS, CONTEXTS>, Error> {
+    fn refer(&self, user: UserId, group: GroupId) -> Result<ExternalUser<'_, D, GROUPS, CONTEXTS>, Error> {
         match self.run(Request::Refer { user, group }, &mut AtOnce)? {
             Yield::Reference(number) => Ok(ExternalUser { iommu: self, number }),
             _ => Err(Error::Busy),

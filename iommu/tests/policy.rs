@@ -9,8 +9,8 @@ use portcullis_hal::{
     Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment, TimedOut,
 };
 use portcullis_iommu::{
-    Aperture, Because, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit, QuiescedGroup, Run, Target, VmId, pci::Method,
-    driver::TablesChanged,
+    Aperture, Because, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, Iommu, Outcome,
+    PageSizes, Permit, QuiescedGroup, Run, Target, VmId, driver::TablesChanged, pci::Method,
 };
 
 const DEAD: Error = Error::Timeout(TimedOut { register: 0x88, bits: 1 });

@@ -1,13 +1,20 @@
 //! Every method of the policy, over any driver.
 
-use core::hint::black_box;
+use core::{hint::black_box, time::Duration};
 
 use portcullis_hal::{
     Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
 };
-use portcullis_iommu::{Driver, GroupId, Iommu, VmId};
+use portcullis_iommu::{
+    Claim, ContextHandle, DmaUse, Driver, GroupId, Iommu, Trusted, UserId, VmId,
+    ownership::{Harm, Reserved},
+    pci::Method,
+};
 
-use crate::machine::unknown;
+use crate::{
+    machine::{AnyClock, unknown},
+    pci::AnyConfig,
+};
 
 /// Calls everything with numbers that could be any.
 pub(crate) fn exercise<D: Driver>(driver: D, spec: &D::Spec) {
@@ -19,7 +26,7 @@ pub(crate) fn exercise<D: Driver>(driver: D, spec: &D::Spec) {
     let _ = black_box(iommu.grant(vm, GroupId(unknown())));
     let Ok(context) = iommu.create_context(vm, spec) else { return };
     let Ok(mut claim) = iommu.claim(vm, GroupId(unknown())) else { return };
-    let _ = black_box(claim.attach(context));
+    control(&iommu, &mut claim, context);
     map(&iommu, context);
     let _ = black_box(claim.detach());
     let _ = black_box(claim.group());
@@ -28,7 +35,36 @@ pub(crate) fn exercise<D: Driver>(driver: D, spec: &D::Spec) {
     let _ = black_box(iommu.destroy_context(context));
 }
 
-fn map<D: Driver>(iommu: &Iommu<D>, context: portcullis_iommu::ContextHandle) {
+fn control<D: Driver>(iommu: &Iommu<D>, claim: &mut Claim<'_, D, 32, 32>, context: ContextHandle) {
+    let (limit, method) = (Duration::from_nanos(unknown()), Method::FunctionLevelReset);
+    let device = DeviceId { segment: Segment(unknown()), requester: RequesterId::new(unknown()) };
+    let (vm, group) = (VmId(unknown()), GroupId(unknown()));
+    if let Ok(quiesced) = claim.quiesce(&AnyConfig, &AnyClock, method, limit) {
+        let _ = black_box(claim.attach(context, quiesced));
+    }
+    let _ = black_box(claim.switch(context));
+    let _ = black_box(iommu.add_device(group, device));
+    let _ = black_box(iommu.remove_device(device));
+    let _ = black_box(iommu.withdraw_grant(vm, group));
+    if let Ok(range) = PhysRange::new(PhysAddr::new(unknown()), unknown()) {
+        let _ = black_box(iommu.declare_reserved(Reserved { device, range, harm: Harm::Needed }));
+    }
+    users(iommu, claim, device);
+    let _ = black_box(iommu.bind_host(group, DmaUse::Dma).map(|binding| binding.unbind()));
+    let _ = black_box(iommu.revoke(vm, group, |user| drop(black_box(user)), &AnyClock, limit));
+    let _ = black_box(iommu.vm_died(vm, |user| drop(black_box(user)), &AnyClock, limit));
+    let _ = black_box((iommu.coherency(vm), iommu.owner(context), iommu.take_event(), iommu.lost_events()));
+}
+
+fn users<D: Driver>(iommu: &Iommu<D>, claim: &Claim<'_, D, 32, 32>, device: DeviceId) {
+    if let Ok(user) = claim.refer(UserId(unknown())) {
+        let _ = black_box(user.context());
+        let _ = black_box(user.release());
+    }
+    drop(black_box(iommu.refer_to_device(&Trusted::hypervisor(), UserId(unknown()), device)).is_ok());
+}
+
+fn map<D: Driver>(iommu: &Iommu<D>, context: ContextHandle) {
     let Ok(phys) = PhysRange::new(PhysAddr::new(unknown()), unknown()) else { return };
     let Ok(range) = IovaRange::new(Iova::new(unknown()), unknown()) else { return };
     // SAFETY: the image is never run.

@@ -4,7 +4,9 @@ use portcullis_hal::DeviceId;
 
 use super::{
     Ownership,
-    operation::{Closing, Effect, Hold, Operation, Plan, Proof, ReferenceNumber, Request, Stage, Step, Yield},
+    operation::{
+        Closing, Effect, Hold, Operation, Plan, Proof, ReferenceNumber, Request, Stage, Step, Yield,
+    },
     state::{
         Announced, ContextState, Group, Harm, Health, Life, MAX_DYING, Notified, Owner, Poison, Quiet,
         Reference, Tenancy, UserId, Work,
@@ -143,9 +145,10 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
 
     pub(super) fn context(&self, handle: ContextHandle) -> Result<(usize, &ContextState), Error> {
         let slot = handle.slot as usize;
-        let state = self.contexts.get(slot).filter(|state| {
-            state.life != Life::Vacant && state.generation == handle.generation
-        });
+        let state = self
+            .contexts
+            .get(slot)
+            .filter(|state| state.life != Life::Vacant && state.generation == handle.generation);
         Ok((slot, state.ok_or(Error::Stale { slot: handle.slot })?))
     }
 

@@ -195,9 +195,8 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
 
     fn owned_by(&self, vm: VmId) -> impl Iterator<Item = GroupId> + '_ {
         let groups = self.groups.iter().enumerate();
-        let owned = groups.filter(move |(_, group)| {
-            group.tenancy.is_some_and(|tenancy| tenancy.owner == Owner::Guest(vm))
-        });
+        let owned = groups
+            .filter(move |(_, group)| group.tenancy.is_some_and(|tenancy| tenancy.owner == Owner::Guest(vm)));
         owned.map(|(index, _)| GroupId(index as u32))
     }
 
@@ -227,9 +226,8 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
 
     /// Releases the memory of a dead VM, unless something may still reach it.
     fn bury(&mut self, operation: &mut Operation, vm: VmId) {
-        let left = |state: &&super::ContextState| {
-            state.owner == Owner::Guest(vm) && state.life != Life::Vacant
-        };
+        let left =
+            |state: &&super::ContextState| state.owner == Owner::Guest(vm) && state.life != Life::Vacant;
         if self.contexts.iter().any(|state| left(&state)) {
             operation.error.get_or_insert(Error::Quarantined);
             self.dying.retain(|dying| *dying != vm);

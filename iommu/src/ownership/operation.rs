@@ -269,24 +269,51 @@ pub(super) enum Stage {
 pub(super) enum Plan {
     /// Nothing is left to do.
     Nothing,
-    Acquire { group: GroupId },
-    Attach { group: GroupId },
-    Detach { group: GroupId },
-    AddDevice { group: GroupId, device: DeviceId },
-    RemoveDevice { group: GroupId, device: DeviceId },
+    Acquire {
+        group: GroupId,
+    },
+    Attach {
+        group: GroupId,
+    },
+    Detach {
+        group: GroupId,
+    },
+    AddDevice {
+        group: GroupId,
+        device: DeviceId,
+    },
+    RemoveDevice {
+        group: GroupId,
+        device: DeviceId,
+    },
     CreateContext,
-    DestroyContext { context: usize },
+    DestroyContext {
+        context: usize,
+    },
     /// The last hold was given up, or the last device went.
-    End { group: GroupId },
+    End {
+        group: GroupId,
+    },
     /// A revocation that waits for the operation under way.
-    RevokeWhenIdle { group: GroupId, vm: VmId },
-    Revoke { group: GroupId },
+    RevokeWhenIdle {
+        group: GroupId,
+        vm: VmId,
+    },
+    Revoke {
+        group: GroupId,
+    },
     /// The last reference to a context that is kept was ended.
     Unkeep,
     /// Ends the groups of a VM one by one, then its contexts from `cursor` on.
-    Die { vm: VmId, group: Option<GroupId>, cursor: usize },
+    Die {
+        vm: VmId,
+        group: Option<GroupId>,
+        cursor: usize,
+    },
     /// The memory of a VM is being released.
-    Bury { vm: VmId },
+    Bury {
+        vm: VmId,
+    },
 }
 
 impl Operation {

@@ -6,7 +6,10 @@ use portcullis_hal::DeviceId;
 use super::{
     Ownership,
     operation::{Hold, ReferenceNumber, Request},
-    state::{Announced, ContextState, Group, Health, Life, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Reserved, Tenancy, UserId, Work},
+    state::{
+        Announced, ContextState, Group, Health, Life, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Reserved,
+        Tenancy, UserId, Work,
+    },
 };
 use crate::{
     coherency::Coherency,
@@ -230,9 +233,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
     /// What DMA of a VM's groups does to caches, a switch that is under way included.
     #[must_use]
     pub fn verdict(&self, vm: VmId) -> Coherency {
-        let owned = |group: &&Group| {
-            group.tenancy.is_some_and(|tenancy| tenancy.owner == Owner::Guest(vm))
-        };
+        let owned = |group: &&Group| group.tenancy.is_some_and(|tenancy| tenancy.owner == Owner::Guest(vm));
         let reached = self.groups.iter().filter(owned).flat_map(|group| [group.context, group.next]);
         let verdicts = reached.flatten().filter_map(|context| self.contexts.get(context));
         let bad = |state: &&ContextState| state.coherency != Coherency::Coherent;
@@ -248,4 +249,3 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         self.places.iter_mut().for_each(|place| place.generation = 1);
     }
 }
-

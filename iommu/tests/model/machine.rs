@@ -91,7 +91,12 @@ impl World {
     }
 
     /// What a device may reach while `effects` are being done.
-    pub(crate) fn may_reach(&self, policy: &Policy, device: usize, effects: impl Iterator<Item = Effect>) -> u8 {
+    pub(crate) fn may_reach(
+        &self,
+        policy: &Policy,
+        device: usize,
+        effects: impl Iterator<Item = Effect>,
+    ) -> u8 {
         let group = policy.group_of(self::device(device));
         let joining = effects.filter_map(|effect| match effect {
             Effect::Switch { group: switched, context } if Some(switched) == group => Some(1 << context),

@@ -6,8 +6,8 @@ use portcullis_hal::TimedOut;
 use portcullis_iommu::{
     Error, GroupId, VmId,
     ownership::{
-        Announced, Answer, Effect, Health, Hold, Life, Operation, Owner, Proof, ReferenceNumber, Request, Step,
-        UserId, Work, Yield,
+        Announced, Answer, Effect, Health, Hold, Life, Operation, Owner, Proof, ReferenceNumber, Request,
+        Step, UserId, Work, Yield,
     },
 };
 use stateright::{Model, Property};
@@ -68,7 +68,14 @@ pub(crate) struct State {
     pub(crate) policy: Policy,
     pub(crate) cpus: Vec<Cpu>,
     pub(crate) world: World,
-    pub(crate) broken: Option<&'static str>,
+    pub(crate) refusal: Refusals,
+}
+
+/// What refused requests have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Refusals {
+    ChangedNothing,
+    ChangedSomething,
 }
 
 #[derive(PartialEq)]
@@ -94,7 +101,8 @@ impl Model for Protocol {
         for group in 0..GROUPS {
             policy.add_group(&[device(2 * group), device(2 * group + 1)]).expect("a group");
         }
-        let mut state = State { policy, cpus: Vec::new(), world: World::default(), broken: None };
+        let mut state =
+            State { policy, cpus: Vec::new(), world: World::default(), refusal: Refusals::ChangedNothing };
         state.settle(self, First::Yes);
         vec![state]
     }
@@ -139,12 +147,14 @@ impl Model for Protocol {
             Property::always("no reach without a claim", |_, state: &State| {
                 (0..DEVICES).all(|device| reach_is_claimed(state, device))
             }),
-            Property::always("no memory released while reachable", |_, state: &State| {
-                state.effects().all(|effect| releases_nothing_reachable(state, effect))
+            Property::always("no memory released while reachable", |protocol: &Self, state: &State| {
+                state.effects().all(|effect| releases_nothing_reachable(state, protocol.as_done(effect)))
             }),
             Property::always("no reference lost", |_, state: &State| no_reference_lost(state)),
             Property::always("every operation ends", |_, state: &State| every_operation_ends(state)),
-            Property::always("a refusal changes nothing", |_, state: &State| state.broken.is_none()),
+            Property::always("a refusal changes nothing", |_, state: &State| {
+                state.refusal == Refusals::ChangedNothing
+            }),
         ]
     }
 }
@@ -152,7 +162,10 @@ impl Model for Protocol {
 fn answers(effect: Effect) -> impl Iterator<Item = Answer> {
     let (refused, failed) = (Answer::Refused(Error::Busy), Answer::Failed(DEAD));
     let bad = match effect {
-        Effect::Block { .. } | Effect::BlockDevice { .. } | Effect::Drain { .. } | Effect::Dissolve { .. } => {
+        Effect::Block { .. }
+        | Effect::BlockDevice { .. }
+        | Effect::Drain { .. }
+        | Effect::Dissolve { .. } => {
             vec![failed]
         }
         Effect::Switch { .. } | Effect::Close { .. } => vec![refused, failed],
@@ -163,6 +176,14 @@ fn answers(effect: Effect) -> impl Iterator<Item = Answer> {
 }
 
 impl Protocol {
+    /// What is done when `effect` is asked for.
+    fn as_done(&self, effect: Effect) -> Effect {
+        match (self.flaw, effect) {
+            (Some(Flaw::DissolvedFirst), Effect::Shut { context }) => Effect::Dissolve { context },
+            _ => effect,
+        }
+    }
+
     fn requests(&self, state: &State, mut ask: impl FnMut(Request)) {
         // VMs that have nothing are all alike: one of them stands for the others.
         let (some, none): (Vec<_>, Vec<_>) =
@@ -191,13 +212,7 @@ impl Protocol {
         }
     }
 
-    fn requests_of_owner(
-        &self,
-        state: &State,
-        owner: Owner,
-        group: GroupId,
-        ask: &mut impl FnMut(Request),
-    ) {
+    fn requests_of_owner(&self, state: &State, owner: Owner, group: GroupId, ask: &mut impl FnMut(Request)) {
         let holds = state.world.holds[group.0 as usize][owner_index(owner)];
         if holds < self.requests.holds {
             ask(Request::Acquire { owner, group });
@@ -223,7 +238,9 @@ fn requests_of_users(state: &State, users: usize, ask: &mut impl FnMut(Request))
     for slot in 0..users.min(USERS) {
         match state.world.references[slot] {
             Some(_) => ask(Request::Unrefer { reference: ReferenceNumber::new(slot, 1) }),
-            None if state.world.references[..slot].iter().all(Option::is_some) => groups().for_each(|group| ask(Request::Refer { user: UserId(0), group })),
+            None if state.world.references[..slot].iter().all(Option::is_some) => {
+                groups().for_each(|group| ask(Request::Refer { user: UserId(0), group }))
+            }
             None => {}
         }
     }
@@ -268,7 +285,7 @@ impl State {
 
     fn refused(&mut self, protocol: &Protocol, before: &Self, request: Request, error: Error) -> Option<()> {
         if self.policy != before.policy {
-            self.broken = Some("a refusal changed something");
+            self.refusal = Refusals::ChangedSomething;
             return Some(());
         }
         match (protocol.flaw, request, error) {
@@ -287,7 +304,8 @@ impl State {
     /// Whether a VM has anything at all, or is about to.
     fn has_anything(&self, vm: VmId) -> bool {
         let owner = Some(Owner::Guest(vm));
-        let group = |group| self.policy.tenancy(group).expect("a group").map(|tenancy| tenancy.owner) == owner;
+        let group =
+            |group| self.policy.tenancy(group).expect("a group").map(|tenancy| tenancy.owner) == owner;
         let names = |cpu: &Cpu| match cpu.request {
             Request::VmDied { vm: named } | Request::Revoke { vm: named, .. } => named == vm,
             _ => false,
@@ -311,15 +329,9 @@ impl State {
     fn answer(&mut self, protocol: &Protocol, index: usize, answer: Answer) {
         let cpu = &mut self.cpus[index];
         let Step::Do(effect) = cpu.operation.step() else { return };
-        cpu.steps += 1;
+        cpu.steps = (cpu.steps + 1).min(MOST_STEPS + 1);
         match (protocol.flaw, effect) {
             (Some(Flaw::BlockSkipped), Effect::Block { .. }) => {}
-            (Some(Flaw::DissolvedFirst), Effect::Shut { context }) => {
-                let early = Effect::Dissolve { context };
-                if !releases_nothing_reachable(self, early) {
-                    self.broken = Some("dissolved while reachable");
-                }
-            }
             (Some(Flaw::DrainedForEver), Effect::Drain { .. }) if answer != Answer::Done => return,
             _ => self.world.does(&self.policy, effect, answer),
         }
@@ -369,7 +381,9 @@ impl State {
         for (vm, group) in vms().flat_map(|vm| groups().map(move |group| (vm, group))) {
             self.policy.withdraw_grant(vm, group).expect("a group");
         }
-        for (vm, group) in vms().take(protocol.requests.vms).flat_map(|vm| groups().map(move |group| (vm, group))) {
+        for (vm, group) in
+            vms().take(protocol.requests.vms).flat_map(|vm| groups().map(move |group| (vm, group)))
+        {
             if self.policy.members(group).is_ok_and(|members| !members.is_empty()) {
                 let _ = self.policy.grant(vm, group);
             }
@@ -438,7 +452,12 @@ fn every_operation_ends(state: &State) -> bool {
         }
         _ => true,
     };
-    bounded && if state.cpus.is_empty() { nothing_left_closed(&state.policy) } else { state.cpus.iter().any(moves) }
+    bounded
+        && if state.cpus.is_empty() {
+            nothing_left_closed(&state.policy)
+        } else {
+            state.cpus.iter().any(moves)
+        }
 }
 
 /// With no operation under way, nothing is closed to others.
