@@ -151,7 +151,7 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     /// Makes the devices of a claim end their DMA.
-    pub(super) fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
+    fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
         let (config, clock) = (self.board.config_space(), self.board.clock());
         claim.quiesce(&config, &clock, Method::BusMasterOff, QUIESCE_LIMIT)
     }
