@@ -3,9 +3,13 @@
 //! Firmware wrote it, so nothing in it is trusted: [`Dmar::parse`] checks every length before anything
 //! is handed out, and the iterators cannot leave the table whatever it says.
 
-use portcullis_hal::{DeviceId, PhysAddr, PhysRange, RequesterId, Segment};
+mod scope;
+
+use portcullis_hal::{DeviceId, PhysAddr, PhysRange, Segment};
 
 use crate::spec::dmar as layout;
+pub use scope::{Bridges, BusRange, DeviceScope, ScopeKind};
+use scope::{check_scope, scopes};
 
 /// What is wrong with a table, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,56 +82,6 @@ pub struct Rmrr<'t> {
     /// The memory.
     pub range: PhysRange,
     scopes: &'t [u8],
-}
-
-/// What a device scope names (8.3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ScopeKind {
-    /// One function.
-    Endpoint,
-    /// A bridge and everything behind it.
-    Bridge,
-    /// An I/O APIC.
-    IoApic,
-    /// A timer that sends messages.
-    Hpet,
-    /// A device in the ACPI name space.
-    Namespace,
-    /// A kind that is not known to this driver.
-    Unknown(u8),
-}
-
-/// Devices below a unit: a start bus and the way from there through bridges.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceScope<'t> {
-    /// What is at the end of the path.
-    pub kind: ScopeKind,
-    /// Enumeration ID of an I/O APIC, timer or ACPI device.
-    pub enumeration_id: u8,
-    start_bus: u8,
-    path: &'t [u8],
-}
-
-/// The buses behind a bridge, first (secondary) and last (subordinate).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BusRange {
-    /// Secondary bus number.
-    pub secondary: u8,
-    /// Subordinate bus number.
-    pub subordinate: u8,
-}
-
-/// What is known of the machine's bridges: their configuration space.
-pub trait Bridges {
-    /// The buses behind the bridge, or `None` when there is no bridge.
-    fn buses_behind(&self, bridge: DeviceId) -> Option<BusRange>;
-}
-
-impl<F: Fn(DeviceId) -> Option<BusRange>> Bridges for F {
-    fn buses_behind(&self, bridge: DeviceId) -> Option<BusRange> {
-        self(bridge)
-    }
 }
 
 fn u16_at(bytes: &[u8], offset: usize) -> u16 {
@@ -286,16 +240,6 @@ fn check_structure(piece: Piece<'_>) -> Result<(), DmarError> {
     Ok(())
 }
 
-fn check_scope(piece: Piece<'_>) -> Result<(), DmarError> {
-    let path = piece.bytes.get(layout::SCOPE_BYTES..).unwrap_or_default();
-    // At least one step, each of two bytes.
-    if path.is_empty() || path.len() % 2 != 0 {
-        return Err(DmarError::BadLength { offset: piece.offset, length: piece.bytes.len() });
-    }
-    let steps_exist = path.chunks_exact(2).all(|step| byte_at(step, 0) < 32 && byte_at(step, 1) < 8);
-    if steps_exist { Ok(()) } else { Err(DmarError::BadPath { offset: piece.offset }) }
-}
-
 impl<'t> Drhd<'t> {
     fn new(bytes: &'t [u8]) -> Option<Self> {
         let base = u64_at(bytes, 8);
@@ -352,49 +296,5 @@ impl<'t> Rmrr<'t> {
     pub fn covers(&self, device: DeviceId, bridges: &impl Bridges) -> bool {
         device.segment == self.segment
             && self.scopes().any(|scope| scope.covers(self.segment, device.requester, bridges))
-    }
-}
-
-fn scopes<'t>(bytes: &'t [u8]) -> impl Iterator<Item = DeviceScope<'t>> + use<'t> {
-    Structures::scopes(Piece { bytes, offset: 0 }, 0).map(|piece| DeviceScope::new(piece.bytes))
-}
-
-impl<'t> DeviceScope<'t> {
-    fn new(bytes: &'t [u8]) -> Self {
-        let kind = match byte_at(bytes, 0) {
-            layout::SCOPE_ENDPOINT => ScopeKind::Endpoint,
-            layout::SCOPE_BRIDGE => ScopeKind::Bridge,
-            layout::SCOPE_IO_APIC => ScopeKind::IoApic,
-            layout::SCOPE_HPET => ScopeKind::Hpet,
-            layout::SCOPE_NAMESPACE => ScopeKind::Namespace,
-            other => ScopeKind::Unknown(other),
-        };
-        let path = bytes.get(layout::SCOPE_BYTES..).unwrap_or_default();
-        Self { kind, enumeration_id: byte_at(bytes, 4), start_bus: byte_at(bytes, 5), path }
-    }
-
-    /// The function at the end of the path; each step but the last goes through a bridge.
-    pub fn resolve(&self, segment: Segment, bridges: &impl Bridges) -> Option<RequesterId> {
-        let mut bus = self.start_bus;
-        let mut steps = self.path.chunks_exact(2).peekable();
-        while let Some(step) = steps.next() {
-            let requester = RequesterId::from_parts(bus, byte_at(step, 0), byte_at(step, 1))?;
-            if steps.peek().is_none() {
-                return Some(requester);
-            }
-            bus = bridges.buses_behind(DeviceId { segment, requester })?.secondary;
-        }
-        None
-    }
-
-    /// Whether the scope names a function, or a bridge above it.
-    pub fn covers(&self, segment: Segment, requester: RequesterId, bridges: &impl Bridges) -> bool {
-        let Some(end) = self.resolve(segment, bridges) else { return false };
-        if end == requester {
-            return true;
-        }
-        let buses = bridges.buses_behind(DeviceId { segment, requester: end });
-        self.kind == ScopeKind::Bridge
-            && buses.is_some_and(|buses| (buses.secondary..=buses.subordinate).contains(&requester.bus()))
     }
 }

@@ -74,7 +74,7 @@ fn f25_a_range_is_invalidated_as_one_aligned_block() {
         (512, 512, 512, 9),
     ] {
         let sent = sent_for(VtdConfig::default(), first * PAGE, pages * PAGE);
-        assert_eq!(sent, [(kind, start * PAGE | LEAVES_ONLY | mask)], "{pages} pages from {first}");
+        assert_eq!(sent, [(kind, (start * PAGE) | LEAVES_ONLY | mask)], "{pages} pages from {first}");
     }
 }
 

@@ -106,7 +106,7 @@ pub(crate) fn unmap_exclusive(tables: &mut SecondStage, access: &Tables<'_>, pag
 
 /// What any walker has to do at least: four dependent loads less the last, which is the entry's cell.
 #[inline]
-pub(crate) fn bare_walk<'t>(cells: &'t [AtomicU64], root: u64, page: u64) -> &'t AtomicU64 {
+pub(crate) fn bare_walk(cells: &[AtomicU64], root: u64, page: u64) -> &AtomicU64 {
     let address = FIRST + page * PAGE;
     let cell = |table: u64, shift: u32| &cells[((table - TABLES) / 8 + (address >> shift & 511)) as usize];
     let next = |table, shift| cell(table, shift).load(Ordering::Acquire) & 0x000f_ffff_ffff_f000;

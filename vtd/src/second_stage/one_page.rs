@@ -30,7 +30,7 @@ impl SecondStage {
         access: Access,
     ) -> bool {
         let physical = extent.start().as_u64();
-        let fits = physical % PAGE == 0 && physical <= self.last_physical;
+        let fits = physical.is_multiple_of(PAGE) && physical <= self.last_physical;
         if !fits || extent.bytes() != PAGE || !access.intersects(Access::all()) {
             return false;
         }
@@ -71,7 +71,11 @@ impl SecondStage {
         let address = iova.as_u64();
         // The interrupt addresses are one whole megabyte.
         let is_interrupt = address >> 20 == INTERRUPTS.0 >> 20;
-        if address % PAGE != 0 || address > self.last_address || is_interrupt || tables.cache.is_some() {
+        if !address.is_multiple_of(PAGE)
+            || address > self.last_address
+            || is_interrupt
+            || tables.cache.is_some()
+        {
             return None;
         }
         let leaf = self.find_leaf(tables, address)?;
