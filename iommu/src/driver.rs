@@ -229,9 +229,6 @@ pub trait Driver {
     /// Makes the prepared switch: all members are blocked before the first one joins the target.
     fn commit(&self, permit: &Permit, prepared: Self::Prepared) -> Outcome;
 
-    /// Gives up a prepared switch.
-    fn abandon(&self, permit: &Permit, prepared: Self::Prepared);
-
     /// Blocks all members; needs nothing that could be missing. Devices unknown to the hardware count as blocked.
     fn block(&self, permit: &Permit, members: &[DeviceId]) -> Outcome;
 

@@ -87,8 +87,6 @@ impl Driver for Recorder {
         self.act(Did::Attach(prepared))
     }
 
-    fn abandon(&self, _: &Permit, _: u32) {}
-
     fn block(&self, _: &Permit, _: &[DeviceId]) -> Outcome {
         self.act(Did::Block)
     }

@@ -271,9 +271,6 @@ where
         outcome(self.switch(&prepared))
     }
 
-    /// A device keeps its PE, in which it is blocked.
-    fn abandon(&self, _: &Permit, _: Prepared) {}
-
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
         let devices = self.pes.lock();
         let slots = pe::known_slots(&devices, &self.config, members);

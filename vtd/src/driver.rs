@@ -65,7 +65,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
 
     fn prepare(
         &self,
-        permit: &Permit,
+        _: &Permit,
         members: &[DeviceId],
         target: Target<'_, VtdContext>,
     ) -> Result<VtdPrepared, Error> {
@@ -87,7 +87,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         if prepared.target.is_some()
             && let Err(error) = self.reserve_buses(&mut prepared)
         {
-            self.abandon(permit, prepared);
+            self.abandon(prepared);
             return Err(error);
         }
         Ok(prepared)
@@ -111,12 +111,6 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
             let _ = self.block_members(prepared.members.iter().copied());
         }
         outcome(switched)
-    }
-
-    fn abandon(&self, _: &Permit, mut prepared: VtdPrepared) {
-        while let Some((_, page)) = prepared.context_tables.pop() {
-            self.pool.give_back(page);
-        }
     }
 
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {

@@ -71,9 +71,9 @@ impl VtdContext {
 
 /// A switch for which everything that could be missing was reserved.
 ///
-/// Dropping one keeps its pages out of the pool; commit or abandon it.
+/// Dropping one keeps its pages out of the pool.
 #[derive(Debug)]
-#[must_use = "commit or abandon it"]
+#[must_use = "commit it"]
 pub struct VtdPrepared {
     pub(crate) members: Vec<RequesterId, MAX_MEMBERS>,
     pub(crate) target: Option<ContextEntry>,
@@ -252,6 +252,13 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
         self.submit(&contexts)?;
         let domain = ContextEntry::domain(entry.high);
         self.submit(&[Descriptor::iotlb_domain(self.unit.capability, domain)])
+    }
+
+    /// Gives up a switch that was not wholly reserved.
+    pub(crate) fn abandon(&self, mut prepared: VtdPrepared) {
+        while let Some((_, page)) = prepared.context_tables.pop() {
+            self.pool.give_back(page);
+        }
     }
 
     /// Reserves the context tables that the members' buses lack.
