@@ -13,6 +13,7 @@ pub mod error;
 pub mod fault;
 pub mod group;
 pub mod policy;
+pub mod removals;
 
 pub use context::ContextHandle;
 pub use driver::{Aperture, Debts, Driver, Outcome, PageSizes, Permit, Run, Target};
@@ -20,3 +21,4 @@ pub use error::Error;
 pub use fault::{Fault, FaultReason};
 pub use group::{GroupId, VmId};
 pub use policy::{Claim, Iommu};
+pub use removals::{Joined, Removals, Unheard};

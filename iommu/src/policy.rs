@@ -11,6 +11,7 @@ use crate::{
     error::Error,
     fault::Fault,
     group::{Group, GroupId, Health, MAX_GRANTS, VmId},
+    removals::Unheard,
 };
 
 /// The IOMMU of a machine: one driver, its groups and its contexts.
@@ -142,7 +143,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         }
         slot.generation.fetch_add(1, Ordering::Relaxed);
         let Some(context) = gate.take() else { return Err(stale) };
-        match self.driver.destroy(&Permit::new(), context.tables) {
+        match self.driver.destroy(&Permit::new(), context.tables, &mut Unheard) {
             Outcome::Done => Ok(()),
             Outcome::Quarantined { error } => Err(error),
         }
@@ -169,7 +170,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         access: Access,
     ) -> Result<(), Error> {
         let entered = self.enter(context)?;
-        self.driver.map(&Permit::new(), &entered.context()?.tables, iova, extent, access)
+        self.driver.map(&Permit::new(), &entered.context()?.tables, iova, extent, access)?.confirmed()
     }
 
     /// Ends the mappings of `range`; returns the number of bytes that were mapped. When it returns, no
@@ -183,7 +184,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         let entered = self.enter(context)?;
         let tables = &entered.context()?.tables;
         let (permit, mut debts) = (Permit::new(), Debts::new());
-        let bytes = self.driver.unmap(&permit, tables, range, &mut debts)?;
+        let bytes = self.driver.unmap(&permit, tables, range, &mut debts, &mut Unheard)?;
         match self.driver.flush(&permit, tables, &mut debts) {
             Outcome::Done => Ok(bytes),
             Outcome::Quarantined { error } => {
