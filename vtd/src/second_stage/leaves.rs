@@ -1,12 +1,12 @@
 //! Runs of leaf entries in one table, whose slot is busy.
 
 use portcullis_hal::{
-    CacheMaintenance, TableMemory,
+    CacheMaintenance, PhysAddr, TableMemory,
     sync::{AtomicU64, Ordering},
 };
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Joined, Removals};
 
-use super::{PAGE, index, slots::Span};
+use super::{PAGE, index, shift, slots::Span};
 use crate::{spec::entries::Pte, table_access::TableAccess};
 
 /// Entries that are looked at, or stored, in one go: a cache line.
@@ -65,13 +65,35 @@ pub(super) fn fill(entries: &[AtomicU64], value: u64) {
     }
 }
 
-/// Clears entries; returns how many held something.
+/// Clears entries and tells what they led to; returns how many held something.
 #[inline]
-pub(super) fn clear(entries: &[AtomicU64]) -> u64 {
+pub(super) fn clear<T: Removals>(entries: &[AtomicU64], removals: &mut Joined<'_, T>) -> u64 {
+    if T::WANTED {
+        return entries.iter().map(|entry| clear_leaf(entry, removals)).sum();
+    }
     let (lines, rest) = entries.as_chunks::<LINE>();
     let cleared = lines.iter().map(clear_line).sum::<u64>() + count(rest);
     rest.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     cleared
+}
+
+/// Clears one leaf; returns whether it held something, as a number.
+#[inline]
+fn clear_leaf<T: Removals>(entry: &AtomicU64, removals: &mut Joined<'_, T>) -> u64 {
+    let pte = Pte(entry.load(Ordering::Relaxed));
+    entry.store(0, Ordering::Relaxed);
+    remove_page(pte, 1, removals) / PAGE
+}
+
+/// Tells of the page that an entry of `level`, which is no table's, led to; returns its bytes.
+#[inline]
+pub(super) fn remove_page<T: Removals>(pte: Pte, level: u8, removals: &mut Joined<'_, T>) -> u64 {
+    if !pte.is_present() {
+        return 0;
+    }
+    let bytes = 1 << shift(level);
+    removals.removed(PhysAddr::new(pte.address()), bytes);
+    bytes
 }
 
 #[inline]

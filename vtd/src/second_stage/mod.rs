@@ -27,7 +27,7 @@ use portcullis_hal::{
     sync::{AtomicU32, AtomicU64, Ordering},
     table_memory::TABLE_PAGE_CELLS,
 };
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Joined, Removals, Unheard};
 
 use crate::{
     snoop::SnoopControl,
@@ -197,23 +197,38 @@ impl SecondStage {
 
     /// Gives all table pages back. The caller has seen the invalidation that ends hardware's use of them.
     pub fn give_back<M: TableMemory, K: CacheMaintenance>(self, access: &TableAccess<'_, M, K>) {
-        give_back_below(access, self.root_address, self.format.levels);
+        self.end(access, &mut Unheard);
+    }
+
+    /// As [`give_back`](Self::give_back), and tells `removals` which memory was still mapped.
+    pub fn end<M: TableMemory, K: CacheMaintenance, T: Removals>(
+        self,
+        access: &TableAccess<'_, M, K>,
+        removals: &mut T,
+    ) {
+        let mut removals = Joined::new(removals);
+        give_back_below(access, self.root_address, self.format.levels, &mut removals);
         access.pool.give_back(self.root);
     }
 }
 
 /// Gives back the tables that the table at `table`, whose entries are of `level`, points to.
-fn give_back_below<M: TableMemory, K: CacheMaintenance>(
+fn give_back_below<M: TableMemory, K: CacheMaintenance, T: Removals>(
     access: &TableAccess<'_, M, K>,
     table: u64,
     level: u8,
+    removals: &mut Joined<'_, T>,
 ) {
+    if level == 1 && !T::WANTED {
+        return;
+    }
     for entry in access.entries(table, 0, TABLE_PAGE_CELLS).unwrap_or_default() {
         let pte = Pte(entry.load(Ordering::Acquire));
         if !pte.is_table(level) {
+            leaves::remove_page(pte, level, removals);
             continue;
         }
-        give_back_below(access, pte.address(), level.saturating_sub(1));
+        give_back_below(access, pte.address(), level.saturating_sub(1), removals);
         if let Some(run) = access.pool.reclaim(PhysAddr::new(pte.address()), 1) {
             access.pool.give_back(run);
         }
