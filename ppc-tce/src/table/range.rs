@@ -4,7 +4,7 @@ use portcullis_hal::{
     Iova, PagePool, TableMemory,
     sync::{AtomicU64, Ordering},
 };
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Joined, Removals, Unheard};
 
 use super::{Table, reserve::Reserve};
 use crate::spec::tce::Tce;
@@ -99,20 +99,41 @@ impl Table {
     /// [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
     #[inline(always)]
     pub fn unmap<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
+        self.take_out(pool, entries, &mut Unheard)
+    }
+
+    /// As [`unmap`](Self::unmap), and tells `removals` which memory was mapped.
+    ///
+    /// # Errors
+    /// As [`unmap`](Self::unmap).
+    #[inline(always)]
+    pub fn take_out<M: TableMemory, T: Removals>(
+        &self,
+        pool: &PagePool<M>,
+        entries: Entries,
+        removals: &mut T,
+    ) -> Result<u64, Error> {
         if let Some(cell) = self.single(pool, entries)
             && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
         {
-            return Ok(u64::from(clear(cell)));
+            return Ok(self.clear(cell, &mut Joined::new(removals)));
         }
-        self.unmap_tables(pool, entries)
+        self.unmap_tables(pool, entries, removals)
     }
 
     #[inline(never)]
-    fn unmap_tables<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
+    fn unmap_tables<M: TableMemory, T: Removals>(
+        &self,
+        pool: &PagePool<M>,
+        entries: Entries,
+        removals: &mut T,
+    ) -> Result<u64, Error> {
         let _exclusive = self.exclusive(entries)?;
+        let mut removals = Joined::new(removals);
         let mut valid = 0;
         self.each_span(pool, entries, |_, cells| {
-            valid += cells.unwrap_or_default().iter().map(|cell| u64::from(clear(cell))).sum::<u64>();
+            valid +=
+                cells.unwrap_or_default().iter().map(|cell| self.clear(cell, &mut removals)).sum::<u64>();
             Ok(())
         })?;
         Ok(valid)
@@ -193,12 +214,15 @@ impl Table {
         }
         tce
     }
-}
 
-/// Empties a cell; returns whether it was valid.
-#[inline]
-fn clear(cell: &AtomicU64) -> bool {
-    let old = Tce::from_memory(cell.load(Ordering::Relaxed));
-    cell.store(0, Ordering::Relaxed);
-    old.is_valid()
+    /// Empties a cell and tells what it led to; returns whether it was valid, as a number.
+    #[inline]
+    fn clear<T: Removals>(&self, cell: &AtomicU64, removals: &mut Joined<'_, T>) -> u64 {
+        let old = Tce::from_memory(cell.load(Ordering::Relaxed));
+        cell.store(0, Ordering::Relaxed);
+        if T::WANTED && old.is_valid() {
+            removals.removed(old.address(), self.geometry.page_size().bytes());
+        }
+        u64::from(old.is_valid())
+    }
 }
