@@ -12,6 +12,7 @@ pub mod driver;
 pub mod error;
 pub mod fault;
 pub mod group;
+pub mod memory;
 pub mod policy;
 pub mod removals;
 
@@ -20,5 +21,6 @@ pub use driver::{Aperture, Debts, Driver, Outcome, PageSizes, Permit, Run, Targe
 pub use error::Error;
 pub use fault::{Fault, FaultReason};
 pub use group::{GroupId, VmId};
+pub use memory::{REGIONS, RegionHandle, RegionInfo};
 pub use policy::{Claim, Iommu};
 pub use removals::{Joined, Removals, Unheard};

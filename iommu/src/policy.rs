@@ -6,12 +6,12 @@ use portcullis_hal::{
 };
 
 use crate::{
-    context::{Context, ContextHandle, Entered, Slot},
-    driver::{Aperture, Debts, Driver, MAX_MEMBERS, Outcome, Permit, Target},
+    context::{Backing, Context, ContextHandle, Entered, Slot},
+    driver::{Aperture, Driver, MAX_MEMBERS, Outcome, Permit, Target},
     error::Error,
     fault::Fault,
     group::{Group, GroupId, Health, MAX_GRANTS, VmId},
-    removals::Unheard,
+    memory::{REGIONS, RegisteredMemory, Unmapped},
 };
 
 /// The IOMMU of a machine: one driver, its groups and its contexts.
@@ -19,7 +19,8 @@ use crate::{
 /// Every method may be called from any CPU at any time. Methods that change ownership take a lock;
 /// `map`, `unmap` and `iova_to_phys` enter their context's gate and wait for nobody.
 pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32> {
-    driver: D,
+    pub(crate) driver: D,
+    pub(crate) memory: RegisteredMemory<REGIONS>,
     groups: Mutex<heapless::Vec<Group, GROUPS>>,
     contexts: [Slot<D::Context>; CONTEXTS],
 }
@@ -38,7 +39,12 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// A policy over `driver`, whose hardware blocks every device: no group, no grant, no context.
     #[must_use]
     pub const fn new(driver: D) -> Self {
-        Self { driver, groups: Mutex::new(heapless::Vec::new()), contexts: [const { Slot::new() }; CONTEXTS] }
+        Self {
+            driver,
+            memory: RegisteredMemory::new(),
+            groups: Mutex::new(heapless::Vec::new()),
+            contexts: [const { Slot::new() }; CONTEXTS],
+        }
     }
 
     /// The driver: to ask, never to change.
@@ -115,7 +121,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
                 continue;
             }
             let tables = self.driver.create(&Permit::new(), spec)?;
-            *gate = Some(Context { owner: vm, tables });
+            *gate = Some(Context { owner: vm, tables, backing: Backing::undecided() });
             let generation = slot.generation.load(Ordering::Relaxed);
             return Ok(ContextHandle { slot: index as u32, generation });
         }
@@ -143,10 +149,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         }
         slot.generation.fetch_add(1, Ordering::Relaxed);
         let Some(context) = gate.take() else { return Err(stale) };
-        match self.driver.destroy(&Permit::new(), context.tables, &mut Unheard) {
-            Outcome::Done => Ok(()),
-            Outcome::Quarantined { error } => Err(error),
-        }
+        self.dissolve(context)
     }
 
     /// What the context can map.
@@ -160,7 +163,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Lets devices in the context reach `extent` at `iova`; visible to hardware when it returns.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Busy`] while the context ends, or what the driver says. Nothing changed.
+    /// [`Error::Stale`], [`Error::Busy`] while the context ends, [`Error::OtherBacking`] when it maps
+    /// registered memory, or what the driver says. Nothing changed.
+    /// [`Error::Timeout`] when hardware did not confirm: the mapping stands.
     #[inline]
     pub fn map(
         &self,
@@ -170,7 +175,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         access: Access,
     ) -> Result<(), Error> {
         let entered = self.enter(context)?;
-        self.driver.map(&Permit::new(), &entered.context()?.tables, iova, extent, access)?.confirmed()
+        let context = entered.context()?;
+        context.backing.by_extents()?;
+        self.driver.map(&Permit::new(), &context.tables, iova, extent, access)?.confirmed()
     }
 
     /// Ends the mappings of `range`; returns the number of bytes that were mapped. When it returns, no
@@ -182,12 +189,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
-        let tables = &entered.context()?.tables;
-        let (permit, mut debts) = (Permit::new(), Debts::new());
-        let bytes = self.driver.unmap(&permit, tables, range, &mut debts, &mut Unheard)?;
-        match self.driver.flush(&permit, tables, &mut debts) {
-            Outcome::Done => Ok(bytes),
-            Outcome::Quarantined { error } => {
+        match self.unmap_from(entered.context()?, range) {
+            Unmapped::Done(bytes) => Ok(bytes),
+            Unmapped::Refused(error) => Err(error),
+            Unmapped::Unconfirmed(error) => {
                 entered.slot.poisoned.store(true, Ordering::Release);
                 Err(error)
             }
@@ -230,7 +235,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     }
 
     #[inline]
-    fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, D::Context>, Error> {
+    pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, D::Context>, Error> {
         self.contexts.get(handle.slot as usize).ok_or(Error::Stale { slot: handle.slot })?.enter(handle)
     }
 

@@ -1,0 +1,65 @@
+//! What an unmap took out of each region, kept until hardware has confirmed it.
+
+use heapless::Vec;
+use portcullis_hal::{PhysAddr, PhysRange};
+
+use super::{RegisteredMemory, tokens::Tokens};
+use crate::{context::Backing, removals::Removals};
+
+/// Tokens made again from what a driver took out of the tables.
+///
+/// They go back to their regions when hardware has confirmed the invalidation. Dropped without that,
+/// they never do: devices may still reach the memory.
+pub(crate) struct Returned<'m, const N: usize> {
+    memory: &'m RegisteredMemory<N>,
+    backing: &'m Backing,
+    /// By slot; the region that was met last comes last, unless it was met before.
+    tokens: Vec<(u32, Tokens), N>,
+}
+
+impl<'m, const N: usize> Returned<'m, N> {
+    #[inline]
+    pub(crate) const fn new(memory: &'m RegisteredMemory<N>, backing: &'m Backing) -> Self {
+        Self { memory, backing, tokens: Vec::new() }
+    }
+
+    /// The invalidation is confirmed: no device reaches the memory through these entries any more.
+    #[inline]
+    pub(crate) fn give_back(mut self) {
+        while let Some((slot, tokens)) = self.tokens.pop() {
+            self.memory.give_back(slot, tokens);
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, slot: u32, tokens: Tokens) {
+        match self.tokens.iter_mut().rev().find(|(counted, _)| *counted == slot) {
+            Some((_, counted)) => counted.join(tokens),
+            // There are no more slots than there is room for.
+            None => drop(self.tokens.push((slot, tokens))),
+        }
+    }
+}
+
+impl<const N: usize> Removals for Returned<'_, N> {
+    const WANTED: bool = true;
+
+    /// Memory of no region is a device's registers: nobody counts those.
+    #[inline]
+    fn removed(&mut self, start: PhysAddr, bytes: u64) {
+        // Asked only now: whoever mapped this has decided it before.
+        let Some(hint) = self.backing.region() else { return };
+        let mut left = PhysRange::new(start, bytes).ok();
+        while let Some(range) = left {
+            let Some((slot, host)) = self.memory.region_from(hint, range.start()) else { return };
+            let first = range.start().max(host.start());
+            let last = range.last().min(host.last());
+            let Some(more) = last.as_u64().checked_sub(first.as_u64()) else { return };
+            self.count(slot, Tokens::of_removed(more.wrapping_add(1)));
+            left = last.checked_add(1).and_then(|next| {
+                let rest = range.last().as_u64().checked_sub(next.as_u64())?;
+                PhysRange::new(next, rest.wrapping_add(1)).ok()
+            });
+        }
+    }
+}
