@@ -124,7 +124,7 @@ impl Driver for Pages {
         }
         let mut at = 0;
         while at < bytes {
-            let fits = |size: &u64| (first + at | phys + at) % size == 0 && bytes - at >= *size;
+            let fits = |size: &u64| ((first + at) | (phys + at)) % size == 0 && bytes - at >= *size;
             let size = tables.sizes.iter().map(|size| size.bits()).filter(fits).max().expect("aligned");
             entries.insert(first + at, (phys + at, size));
             at += size;
