@@ -2,6 +2,8 @@
 
 use core::time::Duration;
 
+use crate::sync::spin_loop;
+
 /// Polls without any progress of the clock after which it counts as broken.
 const STUCK_CLOCK_POLLS: u32 = 1 << 22;
 
@@ -55,6 +57,6 @@ pub fn wait_until<T>(
         if now.saturating_sub(start) >= limit || still >= STUCK_CLOCK_POLLS {
             return Err(missing);
         }
-        core::hint::spin_loop();
+        spin_loop();
     }
 }

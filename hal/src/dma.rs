@@ -1,5 +1,7 @@
 //! Memory that a device may be pointed at.
 
+use const_fn::const_fn;
+
 use crate::{
     addr::{PhysAddr, PhysRange},
     sync::{AtomicU32, AtomicU64, Ordering, fence},
@@ -66,6 +68,7 @@ pub struct DmaExtentCell {
 impl DmaExtentCell {
     /// An empty place.
     #[must_use]
+    #[const_fn(cfg(not(loom)))]
     pub const fn new() -> Self {
         Self { version: AtomicU32::new(0), start: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }

@@ -1,22 +1,54 @@
-//! A gate: many may be inside, or it is closed and one may change what is behind it. Nobody waits.
+//! A gate: many may be inside, or it is shut and one may change what is behind it.
+//!
+//! A reference that can be revoked is a gate around `generation + value`: the holder names the
+//! generation, enters, and compares behind the gate. Revocation shuts the gate first, so that nobody new
+//! comes in, then drains it under a deadline, then changes what is behind it:
+//!
+//! ```
+//! # use portcullis_hal::{Clock, TimedOut, gate::Gate};
+//! # use core::time::Duration;
+//! # struct Device { generation: u32 }
+//! # fn revoke(gate: &Gate<Device>, clock: &impl Clock) -> Result<(), &'static str> {
+//! let closing = gate.shut().ok_or("another CPU is at it")?;
+//! match closing.drain(clock, Duration::from_millis(10)) {
+//!     Ok(mut closed) => closed.generation += 1, // and the gate opens for holders of the new one
+//!     Err(closing) => {
+//!         closing.keep_shut(); // or drop it, and the gate is open as before
+//!         return Err("somebody is still inside");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use core::{
-    cell::UnsafeCell,
+    mem,
     ops::{Deref, DerefMut},
+    time::Duration,
 };
 
-use crate::sync::{AtomicU32, Ordering};
+use const_fn::const_fn;
 
-/// Set while closed. Entries that meet it go away again at once.
-const CLOSED: u32 = 1 << 31;
+use crate::{
+    clock::{Clock, TimedOut, wait_until},
+    sync::{AtomicU32, Ordering, UnsafeCell},
+};
+
+/// Set while nobody may come in.
+const SHUT: u32 = 1 << 31;
+/// Set while somebody holds the right to open a gate that is shut; never without [`SHUT`].
+const HELD: u32 = 1 << 30;
+/// The bits that count who is inside, entries that are about to go away included.
+const INSIDE: u32 = HELD - 1;
 /// More than any machine has CPUs, with room for entries that are about to go away.
-const MOST_INSIDE: u32 = 1 << 30;
+const MOST_INSIDE: u32 = 1 << 29;
 
 /// A value behind a gate.
 ///
-/// The data plane [enters](Gate::enter): one atomic addition, shared access. The control plane
-/// [closes](Gate::close) when nobody is inside: exclusive access. Both may be tried from any CPU at any
-/// time, also in real mode; neither waits.
+/// The data plane [enters](Gate::enter): shared access, never waits. The control plane gets exclusive
+/// access, in one of two ways: [`close`](Gate::close) succeeds only if nobody is inside;
+/// [`shut`](Gate::shut) keeps everybody out from now on, and [`Closing::drain`] waits, under a deadline,
+/// for those inside to leave. Any CPU may call any of them at any time, also in real mode.
 #[derive(Debug)]
 pub struct Gate<T> {
     state: AtomicU32,
@@ -32,6 +64,15 @@ pub struct Inside<'g, T> {
     gate: &'g Gate<T>,
 }
 
+/// The sole right to a gate that is shut while some may still be inside.
+///
+/// Dropping it opens the gate again.
+#[derive(Debug)]
+#[must_use = "dropping it opens the gate again"]
+pub struct Closing<'g, T> {
+    gate: &'g Gate<T>,
+}
+
 /// Exclusive access to what is behind a closed gate, until it is dropped and the gate opens.
 #[derive(Debug)]
 pub struct Closed<'g, T> {
@@ -40,25 +81,84 @@ pub struct Closed<'g, T> {
 
 impl<T> Gate<T> {
     /// An open gate with nobody inside.
+    #[const_fn(cfg(not(loom)))]
     pub const fn new(value: T) -> Self {
         Self { state: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
-    /// Enters, or `None` while the gate is closed.
+    /// Enters, or `None` while the gate is shut.
     #[inline]
     pub fn enter(&self) -> Option<Inside<'_, T>> {
+        // Whoever knows that the gate is shut leaves the count alone: else callers that keep trying could
+        // hold up the drain for ever.
+        if self.state.load(Ordering::Relaxed) & SHUT != 0 {
+            return None;
+        }
         let before = self.state.fetch_add(1, Ordering::Acquire);
-        if before & CLOSED == 0 && before < MOST_INSIDE {
+        if before & SHUT == 0 && before < MOST_INSIDE {
             return Some(Inside { gate: self });
         }
         self.state.fetch_sub(1, Ordering::Relaxed);
         None
     }
 
-    /// Closes, or `None` while anybody is inside or it is closed already.
+    /// Closes an open gate, or `None` while anybody is inside or it is shut.
     pub fn close(&self) -> Option<Closed<'_, T>> {
-        self.state.compare_exchange(0, CLOSED, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        self.state.compare_exchange(0, SHUT | HELD, Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(Closed { gate: self })
+    }
+
+    /// Shuts the gate at once, whoever is inside, or takes up one that was left shut. Each CPU that is
+    /// just entering may still be counted once, and goes away without having been let in.
+    ///
+    /// `None` while another caller has shut or closed it; the gate is then as that caller wants it.
+    pub fn shut(&self) -> Option<Closing<'_, T>> {
+        let before = self.state.fetch_or(SHUT | HELD, Ordering::Acquire);
+        (before & HELD == 0).then(|| Closing { gate: self })
+    }
+
+    /// Gives up the right to a gate that is shut. Those inside are still counted: only `bits` are ours.
+    fn yield_right(&self, bits: u32) {
+        self.state.fetch_and(!bits, Ordering::Release);
+    }
+}
+
+impl<'g, T> Closing<'g, T> {
+    /// How many are inside, entries that are about to go away included.
+    #[must_use]
+    pub fn inside(&self) -> u32 {
+        self.gate.state.load(Ordering::Acquire) & INSIDE
+    }
+
+    /// Waits until nobody is inside, at most for `limit`; asks once for a `limit` of zero.
+    ///
+    /// # Errors
+    /// The right itself when the deadline has passed: the gate is still shut. The caller drains again,
+    /// [keeps it shut](Self::keep_shut), or drops the right and so opens it.
+    pub fn drain(self, clock: &impl Clock, limit: Duration) -> Result<Closed<'g, T>, Self> {
+        let unnamed = TimedOut { register: 0, bits: INSIDE.into() };
+        match wait_until(clock, limit, unnamed, || (self.inside() == 0).then_some(())) {
+            Ok(()) => {
+                let gate = self.gate;
+                mem::forget(self);
+                Ok(Closed { gate })
+            }
+            Err(_) => Err(self),
+        }
+    }
+
+    /// Leaves the gate shut when the right ends: what revocation needs. [`Gate::shut`] takes it up again.
+    pub fn keep_shut(self) {
+        self.gate.yield_right(HELD);
+        mem::forget(self);
+    }
+}
+
+impl<T> Closed<'_, T> {
+    /// Leaves the gate shut when exclusive access ends. [`Gate::shut`] takes it up again.
+    pub fn keep_shut(self) {
+        self.gate.yield_right(HELD);
+        mem::forget(self);
     }
 }
 
@@ -67,9 +167,9 @@ impl<T> Deref for Inside<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this entry is counted, so `close` cannot succeed and no exclusive access exists: a
-        // closed gate lets nobody in.
-        unsafe { &*self.gate.value.get() }
+        // SAFETY: this entry is counted and came before the gate was shut, so no exclusive access exists:
+        // it begins when the count is zero and, with it, the gate lets nobody in.
+        self.gate.value.with(|value| unsafe { &*value })
     }
 }
 
@@ -80,26 +180,31 @@ impl<T> Drop for Inside<'_, T> {
     }
 }
 
+impl<T> Drop for Closing<'_, T> {
+    fn drop(&mut self) {
+        self.gate.yield_right(SHUT | HELD);
+    }
+}
+
 impl<T> Deref for Closed<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
         // SAFETY: as for `deref_mut`.
-        unsafe { &*self.gate.value.get() }
+        self.gate.value.with(|value| unsafe { &*value })
     }
 }
 
 impl<T> DerefMut for Closed<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: the gate was closed from the state in which nobody was inside, and it lets nobody in
-        // until this value, which alone may open it, is dropped.
-        unsafe { &mut *self.gate.value.get() }
+        // SAFETY: nobody was inside after the gate was shut, and it lets nobody in until this value, which
+        // alone may open it, is dropped.
+        self.gate.value.with_mut(|value| unsafe { &mut *value })
     }
 }
 
 impl<T> Drop for Closed<'_, T> {
     fn drop(&mut self) {
-        // Entries that are about to go away are still counted: only the bit is ours.
-        self.gate.state.fetch_and(!CLOSED, Ordering::Release);
+        self.gate.yield_right(SHUT | HELD);
     }
 }

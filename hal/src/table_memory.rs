@@ -84,7 +84,8 @@ unsafe impl Sync for DonatedPages<'_> {}
 impl DonatedPages<'_> {
     /// Takes `pages` pages of memory at `start`, whose physical address is `base`.
     ///
-    /// Returns `None` when `start` or `base` is not 4 KiB aligned, or the region wraps.
+    /// Returns `None` when `start` or `base` is not 4 KiB aligned, or the region wraps; and under the
+    /// model checker, whose atomics are no plain words.
     ///
     /// # Safety
     /// For the lifetime of the value, and until no hardware reads the tables any more, the memory must
@@ -94,9 +95,10 @@ impl DonatedPages<'_> {
         let bytes = pages.checked_mul(4096)?;
         base.checked_add(bytes as u64)?;
         start.addr().checked_add(bytes)?;
+        let plain = size_of::<AtomicU64>() == size_of::<u64>();
         let aligned =
             start.addr().get().is_multiple_of(4096) && base.as_u64().is_multiple_of(TABLE_PAGE_BYTES);
-        aligned.then_some(Self { cells: start.cast(), len: bytes / 8, base, memory: PhantomData })
+        (plain && aligned).then_some(Self { cells: start.cast(), len: bytes / 8, base, memory: PhantomData })
     }
 }
 

@@ -15,7 +15,7 @@ fn extent(start: u64, bytes: u64) -> DmaExtent {
 }
 
 #[test]
-fn h06_an_extent_is_read_whole_or_not_at_all() {
+fn h07_an_extent_is_read_whole_or_not_at_all() {
     let (cell, end) = (DmaExtentCell::new(), AtomicBool::new(false));
     assert_eq!(cell.load(), None);
     let read = || {

@@ -1,5 +1,6 @@
 //! Security contexts: the tables of one owner, in numbered slots.
 
+use const_fn::const_fn;
 use portcullis_hal::{
     gate::{Gate, Inside},
     sync::{AtomicBool, AtomicU32, Ordering},
@@ -44,6 +45,7 @@ const UNDECIDED: u32 = u32::MAX;
 const EXTENTS: u32 = u32::MAX - 1;
 
 impl Backing {
+    #[const_fn(cfg(not(loom)))]
     pub(crate) const fn undecided() -> Self {
         Self(AtomicU32::new(UNDECIDED))
     }
@@ -102,6 +104,7 @@ pub(crate) struct Slot<C> {
 }
 
 impl<C> Slot<C> {
+    #[const_fn(cfg(not(loom)))]
     pub(crate) const fn new() -> Self {
         Self {
             generation: AtomicU32::new(0),

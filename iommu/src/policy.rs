@@ -1,7 +1,8 @@
 //! The policy: grants, claims, and the only way to the drivers.
 
+use const_fn::const_fn;
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr,
+    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of,
     sync::{Mutex, Ordering},
 };
 
@@ -38,12 +39,13 @@ pub struct Claim<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> {
 impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
     /// A policy over `driver`, whose hardware blocks every device: no group, no grant, no context.
     #[must_use]
+    #[const_fn(cfg(not(loom)))]
     pub const fn new(driver: D) -> Self {
         Self {
             driver,
             memory: RegisteredMemory::new(),
             groups: Mutex::new(heapless::Vec::new()),
-            contexts: [const { Slot::new() }; CONTEXTS],
+            contexts: array_of![Slot::new(); CONTEXTS],
         }
     }
 

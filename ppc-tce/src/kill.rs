@@ -6,6 +6,7 @@
 
 use core::time::Duration;
 
+use const_fn::const_fn;
 use portcullis_hal::{CacheMaintenance, Clock, RegisterIo, TimedOut, sync::Mutex, wait_until};
 use portcullis_iommu::Error;
 
@@ -35,6 +36,7 @@ pub struct KillRegister<R> {
 impl<R: RegisterIo> KillRegister<R> {
     /// Takes the registers of one bridge of this generation. Each single wait ends after `limit`.
     #[must_use]
+    #[const_fn(cfg(not(loom)))]
     pub const fn new(registers: R, generation: Generation, limit: Duration) -> Self {
         Self { registers, generation, limit, owner: Mutex::new(()) }
     }

@@ -1,7 +1,7 @@
 //! PEs: each device gets one of its own, for good, and is blocked in it until it joins a context.
 
 use portcullis_hal::{
-    DeviceId, RequesterId,
+    DeviceId, RequesterId, array_of,
     sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering},
 };
 use portcullis_iommu::{Error, driver::MAX_MEMBERS};
@@ -34,11 +34,11 @@ pub(crate) struct PeTable<const DEVICES: usize> {
 }
 
 impl<const DEVICES: usize> PeTable<DEVICES> {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             devices: Mutex::new(heapless::Vec::new()),
-            contexts: [const { AtomicU64::new(NOBODY) }; DEVICES],
-            joined: [const { AtomicU32::new(0) }; COUNTERS],
+            contexts: array_of![AtomicU64::new(NOBODY); DEVICES],
+            joined: array_of![AtomicU32::new(0); COUNTERS],
         }
     }
 

@@ -190,6 +190,8 @@ fn e12_a_range_is_mapped_as_a_whole_or_not_at_all() {
     let in_the_way = Error::AlreadyMapped { iova: Iova::new(1030 * PAGE) };
     assert_eq!(table.map(&pool, entries, tce(7)), Err(in_the_way));
     assert_eq!(table.pages(), pages, "a refused range took a table");
+    let single = table.entries(1030, 1).expect("an entry");
+    assert_eq!(table.map(&pool, single, tce(7)), Err(in_the_way));
     assert!((500..1030).all(|index| table.lookup(&pool, index) == Tce::EMPTY));
     assert_eq!(table.exchange(&pool, 1030, Tce::EMPTY), Ok(tce(99)));
     assert_eq!(table.map(&pool, entries, tce(7)), Ok(()));

@@ -1,6 +1,9 @@
 //! Domain IDs: by which hardware tags what it caches.
 
-use portcullis_hal::sync::{AtomicU64, Ordering};
+use portcullis_hal::{
+    array_of,
+    sync::{AtomicU64, Ordering},
+};
 use portcullis_iommu::Error;
 
 /// Most domains that this driver hands out, whatever the hardware has.
@@ -16,7 +19,7 @@ pub(crate) struct DomainIds {
 
 impl DomainIds {
     pub(crate) fn new(supported: u32) -> Self {
-        let used = [const { AtomicU64::new(0) }; MAX_DOMAINS as usize / 64];
+        let used = array_of![AtomicU64::new(0); MAX_DOMAINS as usize / 64];
         Self { used, limit: supported.min(MAX_DOMAINS) }
     }
 

@@ -91,12 +91,8 @@ fn f18_a_map_over_a_mapping_changes_nothing() {
     assert_eq!(guest.unmap(0, 4 * LARGE), Ok(PAGE + LARGE));
 }
 
-#[test]
-fn f19_what_cannot_be_mapped_is_refused_with_the_value() {
-    let mut machine = Machine::usual();
-    machine.config.host_address_bits = 40;
-    let iommu = machine.iommu();
-    let guest = Guest::new(&iommu);
+/// All that f19 refuses, on pages for which tables may exist or not.
+fn refuses_what_cannot_be_mapped(guest: &Guest<'_>) {
     let free = guest.free_pages();
     let misaligned = |value| Err(Error::Misaligned { value });
     let outside = |iova, bytes| Err(Error::OutsideAperture { iova: Iova::new(iova), bytes });
@@ -106,6 +102,7 @@ fn f19_what_cannot_be_mapped_is_refused_with_the_value() {
     assert_eq!(guest.unmap(0x10, PAGE).map(drop), misaligned(0x10));
     assert_eq!(guest.unmap(0, 100).map(drop), misaligned(100));
     assert_eq!(guest.map(1 << 39, DATA, PAGE), outside(1 << 39, PAGE));
+    assert_eq!(guest.unmap(1 << 39, PAGE).map(drop), outside(1 << 39, PAGE));
     assert_eq!(guest.map(!0 - PAGE + 1, DATA, 2 * PAGE), outside(!0 - PAGE + 1, 2 * PAGE));
     for (iova, bytes) in
         [(INTERRUPTS, PAGE), (INTERRUPTS - PAGE, 2 * PAGE), (INTERRUPTS + 0xf_f000, PAGE), (0, 4 * GIB)]
@@ -114,10 +111,25 @@ fn f19_what_cannot_be_mapped_is_refused_with_the_value() {
     }
     let wide = (1 << 40) - PAGE;
     assert_eq!(guest.map(0, wide, 2 * PAGE), Err(Error::PhysicalTooWide { address: wide }));
-    assert_eq!(guest.map_for(0, DATA, PAGE, Access::empty()), Err(Error::NoAccess));
-    assert_eq!(guest.free_pages(), free);
-    guest.map(INTERRUPTS - PAGE, DATA, PAGE).unwrap();
-    guest.map(INTERRUPTS + 0x10_0000, wide, PAGE).unwrap();
+    assert_eq!(guest.map(0, 1 << 40, PAGE), Err(Error::PhysicalTooWide { address: 1 << 40 }));
+    for access in [Access::empty(), Access::from_bits_retain(4)] {
+        assert_eq!(guest.map_for(0, DATA, PAGE, access), Err(Error::NoAccess));
+    }
+    assert_eq!((guest.free_pages(), guest.lookup(0)), (free, None));
+}
+
+#[test]
+fn f19_what_cannot_be_mapped_is_refused_with_the_value() {
+    let mut machine = Machine::usual();
+    machine.config.host_address_bits = 40;
+    let iommu = machine.iommu();
+    let guest = Guest::new(&iommu);
+    refuses_what_cannot_be_mapped(&guest);
+    let highest = (1 << 40) - PAGE;
+    for iova in [PAGE, INTERRUPTS - PAGE, INTERRUPTS + 0x10_0000, (1 << 39) - PAGE] {
+        guest.map(iova, highest, PAGE).unwrap();
+    }
+    refuses_what_cannot_be_mapped(&guest);
 }
 
 #[test]
@@ -195,15 +207,16 @@ fn f22_every_leaf_of_an_enforcing_context_and_no_other_carries_snp() {
         guest.context = context;
         guest.claim.attach(context).unwrap();
         guest.map(0, DATA + 5 * PAGE, PAGE).unwrap();
+        guest.map(PAGE, DATA + 6 * PAGE, PAGE).expect("into the same table");
         guest.map(LARGE, DATA + LARGE, LARGE).unwrap();
         guest.map(GIB, GIB, GIB).unwrap();
-        for physical in [DATA + 5 * PAGE, DATA + LARGE, GIB] {
+        for physical in [DATA + 5 * PAGE, DATA + 6 * PAGE, DATA + LARGE, GIB] {
             let snoops: Vec<_> = entries_to(&machine, physical).iter().map(|entry| entry & SNP).collect();
             assert_eq!(snoops, [expected], "{physical:#x}");
         }
         machine.write(0, 1).expect("no entry that points to a table carries it");
         machine.write(LARGE, 1).unwrap();
-        assert_eq!(guest.unmap(0, 2 * GIB), Ok(PAGE + LARGE + GIB));
+        assert_eq!(guest.unmap(0, 2 * GIB), Ok(2 * PAGE + LARGE + GIB));
     }
 }
 

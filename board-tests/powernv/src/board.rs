@@ -142,11 +142,11 @@ impl<'b> Board for PowerNv<'b> {
     }
 
     fn image(&self) -> PhysAddr {
-        image::start()
+        image::image().address()
     }
 
     fn image_byte(&self, offset: usize) -> u8 {
-        image::byte(offset)
+        image::image().byte(offset)
     }
 
     fn leaf_has_snoop(&self, _: DeviceId, _: Iova) -> Option<bool> {

@@ -107,11 +107,11 @@ impl<'b> Board for Q35<'b> {
     }
 
     fn image(&self) -> PhysAddr {
-        memory::image()
+        memory::image().address()
     }
 
     fn image_byte(&self, offset: usize) -> u8 {
-        memory::image_byte(offset)
+        memory::image().byte(offset)
     }
 
     fn leaf_has_snoop(&self, device: DeviceId, iova: Iova) -> Option<bool> {

@@ -2,8 +2,7 @@
 
 use core::ptr;
 
-use portcullis_hal::PhysAddr;
-use portcullis_suite::memory::{BUFFER_BYTES, ImageMemory};
+use portcullis_suite::memory::{ImageMemory, RunningImage};
 
 /// Table pages and buffers.
 // SAFETY: a static of an image that runs in an identity map.
@@ -14,18 +13,10 @@ unsafe extern "C" {
     static image_start: u8;
 }
 
-/// Physical address of the image's first page.
-pub(crate) fn image() -> PhysAddr {
-    PhysAddr::new((&raw const image_start).addr() as u64)
-}
-
-/// A byte of that page.
-pub(crate) fn image_byte(offset: usize) -> u8 {
-    if offset >= BUFFER_BYTES {
-        return 0;
-    }
-    // SAFETY: inside the image's first page, which is longer than that; read as memory holds it now.
-    unsafe { (&raw const image_start).add(offset).read_volatile() }
+/// The image itself.
+pub(crate) fn image() -> RunningImage {
+    // SAFETY: the image is longer than a page, mapped one to one, and stays.
+    unsafe { RunningImage::new(&raw const image_start) }
 }
 
 /// A word of memory as hardware sees it; `None` above what is mapped.

@@ -156,19 +156,42 @@ impl Lines {
 }
 
 /// Runs a host tool to its end and hands each line of its output, of both kinds, to `line`.
-pub(crate) fn run(command: Command, mut line: impl FnMut(&str)) -> Result<ExitStatus, ChildError> {
+pub(crate) fn run(command: Command, line: impl FnMut(&str)) -> Result<ExitStatus, ChildError> {
+    match run_until(command, None, line)? {
+        Ran::Ended(status) => Ok(status),
+        Ran::Killed => Err(ChildError::Interrupted),
+    }
+}
+
+/// How a tool ended that had a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ran {
+    /// By itself.
+    Ended(ExitStatus),
+    /// It was killed at the deadline.
+    Killed,
+}
+
+/// The same with a deadline.
+pub(crate) fn run_until(
+    command: Command,
+    deadline: Option<Instant>,
+    mut line: impl FnMut(&str),
+) -> Result<Ran, ChildError> {
     let child = Child::start(command)?;
     let (mut out, mut err) = (Lines::default(), Lines::default());
-    while let Next::Output(output) = child.next(None)? {
-        match output {
-            Output::Out(bytes) => out.feed(&bytes, &mut line),
-            Output::Err(bytes) => err.feed(&bytes, &mut line),
+    loop {
+        match child.next(deadline)? {
+            Next::Output(Output::Out(bytes)) => out.feed(&bytes, &mut line),
+            Next::Output(Output::Err(bytes)) => err.feed(&bytes, &mut line),
+            Next::Ended => break,
+            Next::Deadline => return Ok(Ran::Killed),
         }
     }
     for rest in [out.rest(), err.rest()].into_iter().flatten() {
         line(&rest);
     }
-    child.finish()
+    child.finish().map(Ran::Ended)
 }
 
 #[cfg(test)]
@@ -211,5 +234,7 @@ mod tests {
         let child = Child::start(shell("sleep 60")).unwrap();
         let deadline = Instant::now() + Duration::from_millis(120);
         assert!(matches!(child.next(Some(deadline)), Ok(Next::Deadline)));
+        let soon = Some(Instant::now() + Duration::from_millis(120));
+        assert_eq!(run_until(shell("sleep 60"), soon, |_| {}).unwrap(), Ran::Killed);
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, demo, install, test};
+use crate::{bench, demo, install, sabotage, test};
 
 /// Builds the test images, boots them in QEMU, judges what they did, and reports.
 #[derive(Parser, Debug)]
@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Bench(bench::Options),
     /// Check at link time that no panic is reachable from the libraries
     PanicCheck,
+    /// Apply deliberate breakages to a copy of the tree; each must turn its tests red
+    Sabotage(sabotage::Options),
     /// Run all tests: host, doc and every board scenario, each with name, time and verdict
     Test(test::Options),
 }

@@ -16,6 +16,7 @@ use crate::{
     mappings::Mappings,
     progress::{Screen, heading, seconds, toned},
     project::Project,
+    promises::Promises,
     words::{self, Tone},
 };
 
@@ -48,11 +49,6 @@ const STORY: &[&str] = &[
     "lost_invalidation_quarantines",
 ];
 
-/// Variants that differ only in width are left to the tests.
-fn is_shown(variant: &Variant, shown: usize) -> bool {
-    shown == 0 || variant.offers.iter().any(|flag| flag == "NO_SNOOP_CONTROL")
-}
-
 /// Installs what is missing, builds, boots, shows; `true` when all went as expected.
 pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
     let boards = board::load_all(&project.boards())?;
@@ -64,20 +60,22 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
         println!("building {} for {}", board.package, board.target);
         ready.push(image::prepare(project, board.clone(), options.qemu.as_deref())?);
     }
+    let promises = Promises::load(project)?;
     let all = case::all(&boards, &ignored);
     let cases: Vec<_> = all.iter().filter(|case| case.ignored.is_none() && is_in_story(case)).collect();
     let mut rows = Vec::new();
     let screen = Screen::steps(cases.len());
     for ready in &ready {
-        for (number, variant) in ready.board.variants.iter().enumerate() {
-            if !is_shown(variant, number) {
+        for variant in &ready.board.variants {
+            let story: Vec<_> = cases.iter().filter(|case| is_on(case, ready, variant)).collect();
+            if story.is_empty() {
                 continue;
             }
             screen.line(&format!("\n{}", heading(&title(ready, variant))));
-            let story = cases.iter().filter(|case| is_on(case, ready, variant));
-            for (number, case) in story.enumerate() {
+            for (number, case) in story.into_iter().enumerate() {
                 screen.now(&case.name());
-                let teller = Teller { screen: &screen, introduce: number == 0, verbose: options.verbose };
+                let (introduce, verbose) = (number == 0, options.verbose);
+                let teller = Teller { screen: &screen, promises: &promises, introduce, verbose };
                 rows.push((case.name(), teller.show(case, ready)?));
                 screen.step();
             }
@@ -91,9 +89,11 @@ fn title(ready: &ReadyBoard, variant: &Variant) -> String {
     format!("{}: {}, {}", ready.board.name, ready.board.about, variant.about)
 }
 
+/// Variants after the first show only what the first cannot.
 fn is_in_story(case: &Case<'_>) -> bool {
-    let shown = case.board.variants.iter().position(|variant| variant.name == case.variant.name);
-    STORY.contains(&case.scenario.name) && shown.is_some_and(|number| is_shown(case.variant, number))
+    let Some(first) = case.board.variants.first() else { return false };
+    let is_first = first.name == case.variant.name;
+    STORY.contains(&case.scenario.name) && (is_first || !first.runs(case.scenario))
 }
 
 fn is_on(case: &Case<'_>, ready: &ReadyBoard, variant: &Variant) -> bool {
@@ -103,6 +103,7 @@ fn is_on(case: &Case<'_>, ready: &ReadyBoard, variant: &Variant) -> bool {
 /// Tells of one case as it runs.
 struct Teller<'s> {
     screen: &'s Screen,
+    promises: &'s Promises,
     /// Whether the machine is described: once is enough.
     introduce: bool,
     verbose: bool,
@@ -110,6 +111,10 @@ struct Teller<'s> {
 
 impl Teller<'_> {
     fn show(&self, case: &Case<'_>, ready: &ReadyBoard) -> Result<Ended, Error> {
+        self.screen.line(&toned(Tone::Plain, &format!("  {}", case.scenario.name)));
+        for promise in self.promises.of(case.scenario.promises) {
+            self.screen.line(&format!("  {promise}"));
+        }
         let mut mappings = Mappings::default();
         let ended = case::run(case, ready, |said| match said {
             Said::Event(bytes) => {
@@ -126,7 +131,8 @@ impl Teller<'_> {
     }
 
     fn event(&self, event: &Event<'_>, mappings: &Mappings) {
-        if !self.introduce && matches!(event, Event::Ready { .. } | Event::Device { .. }) {
+        let is_known = !self.introduce && matches!(event, Event::Ready { .. } | Event::Device { .. });
+        if is_known || matches!(event, Event::Begin { .. }) {
             return;
         }
         let (tone, text) = words::line(event);
@@ -137,7 +143,7 @@ impl Teller<'_> {
                 .unwrap_or_default(),
             _ => String::new(),
         };
-        self.screen.line(&format!("{}{}", indent(event), toned(tone, &format!("{text}{why}"))));
+        self.screen.line(&format!("    {}", toned(tone, &format!("{text}{why}"))));
     }
 
     fn witness(&self, ended: &Ended) {
@@ -152,14 +158,6 @@ impl Teller<'_> {
         for line in ended.details() {
             self.screen.line(&format!("    {}", toned(Tone::Bad, &line)));
         }
-    }
-}
-
-/// Scenarios stand out; what happens in them is set in.
-const fn indent(event: &Event<'_>) -> &'static str {
-    match event {
-        Event::Begin { .. } => "  ",
-        _ => "    ",
     }
 }
 

@@ -15,8 +15,10 @@ mod mappings;
 mod panic_check;
 mod progress;
 mod project;
+mod promises;
 mod qemu;
 mod record;
+mod sabotage;
 mod test;
 mod verdict;
 mod witness;
@@ -59,6 +61,7 @@ fn run(command: &Command) -> Result<bool, Error> {
         Command::Demo(options) => demo::run(&project, options),
         Command::Install(options) => install::run(&board::load_all(&project.boards())?, options),
         Command::PanicCheck => panic_check::run(&project),
+        Command::Sabotage(options) => sabotage::run(&project, options),
         Command::Test(options) => test::run(&project, options),
     }
 }

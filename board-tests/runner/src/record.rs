@@ -8,7 +8,7 @@ use std::{
 
 use portcullis_suite::event::{self, Event};
 
-use crate::console::Said;
+use crate::{console::Said, words};
 
 /// Lines that are kept to be shown when something goes wrong.
 const KEPT_LINES: usize = 25;
@@ -47,7 +47,7 @@ impl Record {
             }
             Said::Event(bytes) => {
                 if let Some(event) = event::decode(&bytes) {
-                    self.note_line(format!("{event:?}"));
+                    self.note_line(words::line(&event).1);
                 }
                 self.events.push(bytes);
             }

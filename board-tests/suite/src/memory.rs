@@ -174,3 +174,33 @@ fn lend(bytes: &Bytes) -> Option<Buffer<'_>> {
     let extent = unsafe { DmaExtent::new(range) };
     Some(Buffer { extent, bytes })
 }
+
+/// The running image's own first page, at which scenarios aim DMA that must not arrive.
+#[derive(Clone, Copy, Debug)]
+pub struct RunningImage {
+    start: *const u8,
+}
+
+impl RunningImage {
+    /// The image that begins at `start`.
+    ///
+    /// # Safety
+    /// One page from `start` must stay readable, and physical and virtual addresses must be the same.
+    #[must_use]
+    pub const unsafe fn new(start: *const u8) -> Self {
+        Self { start }
+    }
+
+    /// Physical address of the first byte.
+    #[must_use]
+    pub fn address(self) -> PhysAddr {
+        PhysAddr::new(self.start.addr() as u64)
+    }
+
+    /// Byte `offset` as memory holds it now; 0 beyond the page.
+    #[must_use]
+    pub fn byte(self, offset: usize) -> u8 {
+        // SAFETY: inside the page that `new`'s caller vouched for.
+        if offset < BUFFER_BYTES { unsafe { self.start.add(offset).read_volatile() } } else { 0 }
+    }
+}

@@ -204,3 +204,28 @@ fn posted_writes_land_before_a_draining_invalidation_ends() {
     rig.submit(2 | 1 << 4 | 1 << 6 | 1 << 7, 0);
     assert_eq!(rig.byte(DATA), 7);
 }
+
+#[test]
+fn a_draining_invalidation_of_one_domain_leaves_the_writes_of_others_on_their_way() {
+    let mut rig = Rig::new(VtdConfig::default());
+    rig.unit.dma_write_posted(DEVICE, IOVA, &[7]).unwrap();
+    rig.submit(2 | 2 << 4 | 1 << 6 | 1 << 7 | (DOMAIN + 1) << 16, 0);
+    assert_eq!((rig.byte(DATA), rig.unit.posted().len()), (0, 1));
+    rig.submit(2 | 2 << 4 | 1 << 6 | 1 << 7 | DOMAIN << 16, 0);
+    assert_eq!((rig.byte(DATA), rig.unit.posted().len()), (7, 0));
+}
+
+#[test]
+fn a_restless_device_writes_again_behind_each_descriptor() {
+    let mut rig = Rig::new(VtdConfig::default());
+    rig.unit.misbehave(|knobs| knobs.restless = true);
+    rig.write(1).unwrap();
+    rig.submit(1 | 1 << 4, 0);
+    let posted = rig.unit.posted();
+    assert_eq!((posted.len(), posted[0].requester, posted[0].iova), (1, DEVICE, IOVA));
+    assert_eq!(u64::from(posted[0].domain), DOMAIN);
+    rig.store(page(CONTEXT) + 0x10 * 16, 0);
+    rig.submit(1 | 1 << 4, 0);
+    rig.submit(2 | 1 << 4 | 1 << 6 | 1 << 7, 0);
+    assert_eq!(rig.unit.posted().len(), 0, "a blocked device writes no more");
+}

@@ -2,6 +2,7 @@
 
 use core::{arch::asm, ptr::NonNull, time::Duration};
 
+use super::window::Window;
 use crate::{addr::PhysAddr, cache::CacheMaintenance, clock::Clock, register_io::RegisterIo};
 
 /// Big-endian registers of a host bridge, reached in hypervisor real mode (MSR[DR] = 0) by the
@@ -74,15 +75,7 @@ unsafe impl RegisterIo for RealModeRegisters {
 
 /// Big-endian registers of a host bridge, reached in virtual mode through a guarded, cache-inhibited mapping.
 #[derive(Debug)]
-pub struct MappedRegisters {
-    base: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: accesses are volatile loads and stores of device registers, allowed from every CPU.
-unsafe impl Send for MappedRegisters {}
-// SAFETY: as above.
-unsafe impl Sync for MappedRegisters {}
+pub struct MappedRegisters(Window);
 
 impl MappedRegisters {
     /// The `bytes` bytes of registers mapped at `base`.
@@ -92,46 +85,31 @@ impl MappedRegisters {
     /// aligned, and hold the registers of one device and nothing else.
     #[must_use]
     pub const unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
-        Self { base, bytes }
-    }
-
-    fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
-        let end = offset.checked_add(size_of::<T>())?;
-        let inside = end <= self.bytes && offset.is_multiple_of(size_of::<T>());
-        // SAFETY: `offset` was just checked to lie inside the window that `new`'s caller vouched for.
-        inside.then(|| unsafe { self.base.add(offset).cast() })
+        // SAFETY: the caller promises what the window asks for.
+        Self(unsafe { Window::new(base, bytes) })
     }
 }
 
-// SAFETY: `register` refuses what lies outside the window or is misaligned; `sync` orders memory before
-// the access.
+// SAFETY: the window refuses what lies outside it or is misaligned; `sync` orders memory before the access.
 unsafe impl RegisterIo for MappedRegisters {
     fn read32(&self, offset: usize) -> u32 {
         full_barrier();
-        // SAFETY: inside the window and aligned.
-        u32::from_be(self.register(offset).map_or(u32::MAX, |register| unsafe { register.read_volatile() }))
+        u32::from_be(self.0.read(offset).unwrap_or(u32::MAX))
     }
 
     fn write32(&self, offset: usize, value: u32) {
         full_barrier();
-        if let Some(register) = self.register(offset) {
-            // SAFETY: inside the window and aligned.
-            unsafe { register.write_volatile(value.to_be()) }
-        }
+        self.0.write(offset, value.to_be());
     }
 
     fn read64(&self, offset: usize) -> u64 {
         full_barrier();
-        // SAFETY: inside the window and aligned.
-        u64::from_be(self.register(offset).map_or(u64::MAX, |register| unsafe { register.read_volatile() }))
+        u64::from_be(self.0.read(offset).unwrap_or(u64::MAX))
     }
 
     fn write64(&self, offset: usize, value: u64) {
         full_barrier();
-        if let Some(register) = self.register(offset) {
-            // SAFETY: inside the window and aligned.
-            unsafe { register.write_volatile(value.to_be()) }
-        }
+        self.0.write(offset, value.to_be());
     }
 }
 

@@ -6,19 +6,12 @@ use core::{
     time::Duration,
 };
 
+use super::window::Window;
 use crate::{cache::CacheMaintenance, clock::Clock, register_io::RegisterIo};
 
-/// Registers reached through a mapped, uncached window.
+/// Little-endian registers reached through a mapped, uncached window.
 #[derive(Debug)]
-pub struct MmioRegisters {
-    base: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: accesses are volatile loads and stores of device registers, allowed from every CPU.
-unsafe impl Send for MmioRegisters {}
-// SAFETY: as above.
-unsafe impl Sync for MmioRegisters {}
+pub struct MmioRegisters(Window);
 
 impl MmioRegisters {
     /// The `bytes` bytes of registers mapped at `base`.
@@ -28,42 +21,28 @@ impl MmioRegisters {
     /// registers of one device and nothing else.
     #[must_use]
     pub const unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
-        Self { base, bytes }
-    }
-
-    fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
-        let end = offset.checked_add(size_of::<T>())?;
-        let inside = end <= self.bytes && offset.is_multiple_of(size_of::<T>());
-        // SAFETY: `offset` was just checked to lie inside the window that `new`'s caller vouched for.
-        inside.then(|| unsafe { self.base.add(offset).cast() })
+        // SAFETY: the caller promises what the window asks for.
+        Self(unsafe { Window::new(base, bytes) })
     }
 }
 
-// SAFETY: `register` refuses what lies outside the window or is misaligned; `new`'s caller vouched for
-// the window. Volatile accesses to uncached memory are not reordered by compiler or CPU.
+// SAFETY: the window refuses what lies outside it or is misaligned, and `new`'s caller vouched for it.
+// Volatile accesses to uncached memory are not reordered by compiler or CPU.
 unsafe impl RegisterIo for MmioRegisters {
     fn read32(&self, offset: usize) -> u32 {
-        // SAFETY: inside the window and aligned.
-        self.register(offset).map_or(u32::MAX, |register| unsafe { register.read_volatile() })
+        self.0.read(offset).unwrap_or(u32::MAX)
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        if let Some(register) = self.register(offset) {
-            // SAFETY: inside the window and aligned.
-            unsafe { register.write_volatile(value) }
-        }
+        self.0.write(offset, value);
     }
 
     fn read64(&self, offset: usize) -> u64 {
-        // SAFETY: inside the window and aligned.
-        self.register(offset).map_or(u64::MAX, |register| unsafe { register.read_volatile() })
+        self.0.read(offset).unwrap_or(u64::MAX)
     }
 
     fn write64(&self, offset: usize, value: u64) {
-        if let Some(register) = self.register(offset) {
-            // SAFETY: inside the window and aligned.
-            unsafe { register.write_volatile(value) }
-        }
+        self.0.write(offset, value);
     }
 }
 

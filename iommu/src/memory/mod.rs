@@ -16,8 +16,9 @@ mod region;
 mod returned;
 mod tokens;
 
+use const_fn::const_fn;
 use portcullis_hal::{
-    DmaExtent, GuestPhysRange, IoPageSize, PhysAddr, PhysRange,
+    DmaExtent, GuestPhysRange, IoPageSize, PhysAddr, PhysRange, array_of,
     sync::{AtomicU32, Mutex, Ordering, fence},
 };
 
@@ -87,9 +88,10 @@ pub(crate) struct Taken<'m> {
 }
 
 impl<const N: usize> RegisteredMemory<N> {
+    #[const_fn(cfg(not(loom)))]
     pub(crate) const fn new() -> Self {
         Self {
-            regions: [const { Region::new() }; N],
+            regions: array_of![Region::new(); N],
             control: Mutex::new(()),
             version: AtomicU32::new(0),
             by_guest: Order::new(),

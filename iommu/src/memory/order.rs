@@ -1,6 +1,10 @@
 //! Slots in an order, for binary search by CPUs that take no lock.
 
-use portcullis_hal::sync::{AtomicU32, Ordering};
+use const_fn::const_fn;
+use portcullis_hal::{
+    array_of,
+    sync::{AtomicU32, Ordering},
+};
 
 /// Up to `N` slot numbers, sorted by whoever changes them.
 ///
@@ -13,8 +17,9 @@ pub(super) struct Order<const N: usize> {
 }
 
 impl<const N: usize> Order<N> {
+    #[const_fn(cfg(not(loom)))]
     pub(super) const fn new() -> Self {
-        Self { count: AtomicU32::new(0), slots: [const { AtomicU32::new(0) }; N] }
+        Self { count: AtomicU32::new(0), slots: array_of![AtomicU32::new(0); N] }
     }
 
     /// The first slot of which `is_before` does not hold.

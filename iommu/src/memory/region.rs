@@ -1,5 +1,6 @@
 //! One registered range: where it leads, and how many entries lead into it.
 
+use const_fn::const_fn;
 use portcullis_hal::{
     DmaExtent, DmaExtentCell, GuestPhysAddr, GuestPhysRange, IoPageSize, PhysAddr, PhysRange,
     sync::{AtomicU32, AtomicU64, Ordering},
@@ -69,6 +70,7 @@ impl Seen {
 }
 
 impl Region {
+    #[const_fn(cfg(not(loom)))]
     pub(super) const fn new() -> Self {
         Self {
             state: AtomicU64::new(CLOSED),

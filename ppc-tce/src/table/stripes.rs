@@ -1,7 +1,10 @@
 //! Who may change a range of entries: plain stores are several times faster than atomic exchanges, so
 //! a range is taken once a last-level table instead of once an entry.
 
-use portcullis_hal::sync::{AtomicBool, Ordering};
+use portcullis_hal::{
+    array_of,
+    sync::{AtomicBool, Ordering, spin_loop},
+};
 use portcullis_iommu::Error;
 
 /// Stripes of one tree; a last-level table falls into one of them.
@@ -24,8 +27,8 @@ pub(super) struct Exclusive<'s> {
 pub(super) struct ExclusiveTable<'s>(&'s AtomicBool);
 
 impl Stripes {
-    pub(super) const fn new() -> Self {
-        Self([const { AtomicBool::new(false) }; STRIPES as usize])
+    pub(super) fn new() -> Self {
+        Self(array_of![AtomicBool::new(false); STRIPES as usize])
     }
 
     /// Takes the last-level tables `first..=last`, always in the same order.
@@ -45,7 +48,8 @@ impl Stripes {
     #[inline]
     pub(super) fn try_table(&self, table: u64) -> Option<ExclusiveTable<'_>> {
         let flag = self.0.get(stripe_of(table) as usize)?;
-        (!flag.swap(true, Ordering::Acquire)).then_some(ExclusiveTable(flag))
+        // Lazily: a value that is made and dropped would give up what another has taken.
+        (!flag.swap(true, Ordering::Acquire)).then(|| ExclusiveTable(flag))
     }
 }
 
@@ -54,7 +58,7 @@ fn take_flag(flag: &AtomicBool) -> Result<(), Error> {
         if !flag.load(Ordering::Relaxed) && !flag.swap(true, Ordering::Acquire) {
             return Ok(());
         }
-        core::hint::spin_loop();
+        spin_loop();
     }
     Err(Error::Busy)
 }
@@ -88,4 +92,23 @@ fn stripes_of(first: u64, last: u64) -> u64 {
 #[inline]
 const fn stripe_of(table: u64) -> u64 {
     table.wrapping_mul(SPREAD) >> (u64::BITS - STRIPES.ilog2())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e13_who_is_refused_a_table_does_not_give_up_what_another_has_taken() {
+        let stripes = Stripes::new();
+        let range = stripes.take(5, 5).expect("all are free");
+        assert!(stripes.try_table(5).is_none());
+        assert!(stripes.try_table(5).is_none(), "the refusal gave it up");
+        drop(range);
+        let table = stripes.try_table(5).expect("given up");
+        assert!(stripes.try_table(5).is_none());
+        assert!(stripes.try_table(5).is_none(), "the refusal gave it up");
+        drop(table);
+        assert!(stripes.take(5, 5).is_ok());
+    }
 }

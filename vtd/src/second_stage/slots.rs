@@ -2,7 +2,7 @@
 
 use portcullis_hal::{
     CacheMaintenance, TableMemory,
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Ordering, spin_loop},
 };
 use portcullis_iommu::Error;
 
@@ -142,7 +142,7 @@ impl SecondStage {
             if settled && !seen.is_busy() && E::mark(slot.cell, seen) {
                 return Ok(slot);
             }
-            core::hint::spin_loop();
+            spin_loop();
             slot = self.slot(access, address)?;
         }
         Err(Error::Busy)

@@ -28,6 +28,8 @@ pub(super) struct Program {
     path: PathBuf,
     folder: PathBuf,
     names: Vec<String>,
+    /// Whether a filter took some of its tests out.
+    is_filtered: bool,
 }
 
 /// A line of cargo's build messages.
@@ -90,7 +92,7 @@ fn program(root: &Path, line: &str) -> Option<Program> {
         "example" | "bench" => format!("{package}/{kind}s/{}::", target.name),
         _ => format!("{package}::"),
     };
-    Some(Program { prefix, path, folder, names: Vec::new() })
+    Some(Program { prefix, path, folder, names: Vec::new(), is_filtered: false })
 }
 
 impl Program {
@@ -107,24 +109,40 @@ impl Program {
 
     /// Keeps the tests whose full names match.
     pub(super) fn retain(&mut self, matches: impl Fn(&str) -> bool) {
-        let prefix = &self.prefix;
+        let (prefix, before) = (&self.prefix, self.names.len());
         self.names.retain(|name| matches(&format!("{prefix}{name}")));
+        self.is_filtered = self.names.len() < before;
     }
 
     /// Runs what is left of its tests, one after the other, so that each has a time of its own.
     pub(super) fn run(&self, mut done: impl FnMut(&Outcome)) -> Result<Vec<Outcome>, Error> {
-        if self.names.is_empty() {
-            return Ok(Vec::new());
+        if !self.is_filtered {
+            return self.run_names(&[], &self.names, &mut done);
         }
+        let mut outcomes = Vec::new();
+        // Not every harness takes several exact names.
+        for name in &self.names {
+            let expected = std::slice::from_ref(name);
+            outcomes.extend(self.run_names(&["--exact", name], expected, &mut done)?);
+        }
+        Ok(outcomes)
+    }
+
+    fn run_names(
+        &self,
+        arguments: &[&str],
+        expected: &[String],
+        mut done: impl FnMut(&Outcome),
+    ) -> Result<Vec<Outcome>, Error> {
         let mut command = self.command();
-        command.args(["--test-threads=1", "--exact"]).args(&self.names);
+        command.arg("--test-threads=1").args(arguments);
         let mut reader = Reader::new(Kind::Host, &self.prefix);
         let status = child::run(command, |line| {
             if let Some(outcome) = reader.line(line) {
                 done(outcome);
             }
         })?;
-        Ok(reader.finish(&self.names, &status.to_string()))
+        Ok(reader.finish(expected, &status.to_string()))
     }
 }
 

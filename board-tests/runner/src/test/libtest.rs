@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use super::outcome::{Kind, Outcome, Verdict};
 
 /// Names from `--list --format terse`.
-pub(super) fn listed(lines: &[String]) -> Vec<String> {
+pub(crate) fn listed(lines: &[String]) -> Vec<String> {
     lines.iter().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect()
 }
 
 /// Follows the output of a test program that runs one test at a time: a test's time is the time since the
 /// line before.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     kind: Kind,
     prefix: String,
     last: Instant,
@@ -22,13 +22,13 @@ pub(super) struct Reader {
 
 impl Reader {
     /// A reader of a program whose tests are called `prefix` plus their own name.
-    pub(super) fn new(kind: Kind, prefix: &str) -> Self {
+    pub(crate) fn new(kind: Kind, prefix: &str) -> Self {
         let last = Instant::now();
         Self { kind, prefix: prefix.to_owned(), last, outcomes: Vec::new(), section: None }
     }
 
     /// Takes a line; the outcome, if it has one without more to come.
-    pub(super) fn line(&mut self, line: &str) -> Option<&Outcome> {
+    pub(crate) fn line(&mut self, line: &str) -> Option<&Outcome> {
         if line.starts_with("running ") {
             // What came before was building.
             self.last = Instant::now();
@@ -55,7 +55,9 @@ impl Reader {
     }
 
     fn output(&mut self, line: &str) {
-        let header = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        // The standard harness writes `---- NAME stdout ----`, others leave out the stream.
+        let header = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----"));
+        let header = header.map(|name| name.strip_suffix(" stdout").unwrap_or(name));
         if let Some(name) = header {
             let name = format!("{}{name}", self.prefix);
             self.section = self.outcomes.iter().position(|outcome| outcome.name == name);
@@ -67,7 +69,7 @@ impl Reader {
     }
 
     /// All outcomes; a test of `expected` of which nothing was heard has failed with its program.
-    pub(super) fn finish(mut self, expected: &[String], status: &str) -> Vec<Outcome> {
+    pub(crate) fn finish(mut self, expected: &[String], status: &str) -> Vec<Outcome> {
         for name in expected {
             let full = format!("{}{name}", self.prefix);
             if !self.outcomes.iter().any(|outcome| outcome.name == full) {
@@ -82,10 +84,11 @@ impl Reader {
 
 /// `test NAME ... VERDICT`; a test's own output may stand before the verdict.
 fn verdict_line(line: &str) -> Option<(&str, Verdict)> {
-    let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    let name = name.strip_suffix(" - should panic").unwrap_or(name);
-    let name =
-        [" - compile fail", " - compile"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    let (mut name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    for end in [" - should panic", " - compile fail", " - compile"] {
+        // Some harnesses align what follows the names.
+        name = name.trim_end().strip_suffix(end).unwrap_or(name.trim_end());
+    }
     if let Some((_, reason)) = result.split_once("ignored") {
         let reason = reason.trim_start_matches([',', ' ']);
         let reason = if reason.is_empty() { "no reason given" } else { reason };
@@ -104,7 +107,7 @@ mod tests {
 
     const OUTPUT: &str = "
 running 4 tests
-test wait::h04_ends ... ok
+test wait::h04_ends     ... ok
 test wait::panics - should panic ... ok
 test wait::slow ... ignored, takes a day
 test wait::wrong ... FAILED

@@ -1,7 +1,7 @@
 //! `cargo boards test`: host tests, doc tests and every board scenario, each with its name, time and verdict.
 
 mod host;
-mod libtest;
+pub(crate) mod libtest;
 pub(crate) mod outcome;
 mod report;
 
@@ -203,11 +203,9 @@ impl Session<'_> {
         if self.options.json {
             self.screen.line(&report::json_totals(totals));
         } else {
-            self.screen.line(&format!(
-                "\n{} board scenarios run, {}",
-                totals.scenarios,
-                seconds(begun.elapsed())
-            ));
+            let plural = if totals.scenarios == 1 { "" } else { "s" };
+            let (scenarios, time) = (totals.scenarios, seconds(begun.elapsed()));
+            self.screen.line(&format!("\n{scenarios} board scenario{plural} run, {time}"));
             let Totals { passed, failed, ignored, .. } = totals;
             self.screen.line(&format!("{passed} passed, {failed} failed, {ignored} skipped"));
         }

@@ -24,7 +24,19 @@ fn main() {
             trials.push(Trial::test(name, move || Ok(board.run(scenario)?)));
         }
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    let arguments = take_named(std::env::args().collect(), &mut trials);
+    libtest_mimic::run(&Arguments::from_iter(arguments), trials).exit();
+}
+
+/// Several names of trials mean these trials, as in Rust's own harness; returns all other arguments.
+fn take_named(arguments: Vec<String>, trials: &mut Vec<Trial>) -> Vec<String> {
+    let is_name = |argument: &String| trials.iter().any(|trial| trial.name() == argument);
+    let (names, others): (Vec<_>, Vec<_>) = arguments.iter().cloned().partition(is_name);
+    if names.len() < 2 {
+        return arguments;
+    }
+    trials.retain(|trial| names.iter().any(|name| name == trial.name()));
+    others
 }
 
 fn every_scenario_runs() -> Result<(), libtest_mimic::Failed> {
