@@ -23,4 +23,4 @@ pub use fault::{Fault, FaultReason};
 pub use group::{GroupId, VmId};
 pub use memory::{REGIONS, RegionHandle, RegionInfo};
 pub use policy::{Claim, Iommu};
-pub use removals::{Joined, Removals, Unheard};
+pub use removals::{Removals, Unheard};

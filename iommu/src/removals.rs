@@ -26,43 +26,33 @@ impl Removals for Unheard {
     fn removed(&mut self, _: PhysAddr, _: u64) {}
 }
 
-/// Joins pages that follow each other before it tells of them; what is left is told on drop.
-#[derive(Debug)]
-pub struct Joined<'r, R: Removals> {
-    removals: &'r mut R,
-    start: u64,
-    bytes: u64,
-}
-
-impl<'r, R: Removals> Joined<'r, R> {
-    /// Nothing to tell yet.
-    #[inline]
-    pub const fn new(removals: &'r mut R) -> Self {
-        Self { removals, start: 0, bytes: 0 }
-    }
-
-    /// One more page.
-    #[inline]
-    pub fn removed(&mut self, page: PhysAddr, bytes: u64) {
-        if page.as_u64() == self.start.wrapping_add(self.bytes) && self.bytes != 0 {
-            self.bytes = self.bytes.wrapping_add(bytes);
-            return;
+/// Tells what the entries of consecutive pages of `page` bytes led to, each run of memory once; returns
+/// the bytes. `entries` are as they were taken out; `address` says where an entry leads, if anywhere.
+///
+/// Entries for memory without a gap differ by the size of the page, so most cost one comparison.
+#[inline]
+pub fn tell<R: Removals>(
+    entries: impl Iterator<Item = u64>,
+    page: u64,
+    address: impl Fn(u64) -> Option<PhysAddr>,
+    removals: &mut R,
+) -> u64 {
+    let mut bytes = 0_u64;
+    let mut run = |first: u64, next: u64| {
+        let Some(start) = address(first) else { return };
+        let length = next.wrapping_sub(first);
+        removals.removed(start, length);
+        bytes = bytes.wrapping_add(length);
+    };
+    let (mut first, mut next, mut step) = (0, 0, 0);
+    for entry in entries {
+        if entry != next {
+            run(first, next);
+            first = entry;
+            step = if address(entry).is_some() { page } else { 0 };
         }
-        self.tell();
-        (self.start, self.bytes) = (page.as_u64(), bytes);
+        next = entry.wrapping_add(step);
     }
-
-    #[inline]
-    fn tell(&mut self) {
-        if self.bytes != 0 {
-            self.removals.removed(PhysAddr::new(self.start), self.bytes);
-        }
-    }
-}
-
-impl<R: Removals> Drop for Joined<'_, R> {
-    #[inline]
-    fn drop(&mut self) {
-        self.tell();
-    }
+    run(first, next);
+    bytes
 }

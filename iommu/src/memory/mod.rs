@@ -24,7 +24,7 @@ use portcullis_hal::{
 
 use self::{
     order::Order,
-    region::{Region, Seen},
+    region::{Counted, Region, Seen},
     tokens::{Tokens, UNIT},
 };
 use crate::{error::Error, group::VmId};
@@ -82,9 +82,7 @@ pub(crate) struct RegisteredMemory<const N: usize> {
 pub(crate) struct Taken<'m> {
     region: &'m Region,
     slot: u32,
-    seen: Seen,
-    extent: DmaExtent,
-    tokens: Tokens,
+    counted: Counted,
 }
 
 impl<const N: usize> RegisteredMemory<N> {
@@ -217,22 +215,22 @@ impl<const N: usize> RegisteredMemory<N> {
         if !guest.is_aligned(IoPageSize::SIZE_4K) {
             return None;
         }
-        let (seen, extent, tokens) = region.take(vm, guest)?;
-        Some(Taken { region, slot, seen, extent, tokens })
+        Some(Taken { region, slot, counted: region.take(vm, guest)? })
     }
 
-    /// The first region, in the order of host memory, that does not end before `address`; `hint` is a
-    /// slot to look at first. Exact for regions that are counted into all the while.
+    /// Whether the region in a slot holds all of this host memory.
     #[inline]
-    fn region_from(&self, hint: u32, address: PhysAddr) -> Option<(u32, PhysRange)> {
-        match self.host_of(hint) {
-            Some(host) if host.start() <= address && address <= host.last() => Some((hint, host)),
-            _ => self.region_anywhere(address),
-        }
+    fn holds(&self, slot: u32, start: PhysAddr, bytes: u64) -> bool {
+        let holds = |extent: DmaExtent| {
+            let offset = start.as_u64().wrapping_sub(extent.start().as_u64());
+            offset < extent.bytes() && bytes <= extent.bytes() - offset
+        };
+        self.regions.get(slot as usize).and_then(Region::extent).is_some_and(holds)
     }
 
-    #[inline(never)]
-    fn region_anywhere(&self, address: PhysAddr) -> Option<(u32, PhysRange)> {
+    /// The first region, in the order of host memory, that does not end before `address`. Exact for
+    /// regions that are counted into all the while.
+    fn region_from(&self, address: PhysAddr) -> Option<(u32, PhysRange)> {
         let found = self.search(&self.by_host, |region| region.ends_before_host(address));
         if let Ok(None) = found {
             return None;
@@ -266,9 +264,8 @@ impl<const N: usize> RegisteredMemory<N> {
         if settled { Ok(found) } else { Err(Reordered) }
     }
 
-    #[inline]
     fn host_of(&self, slot: u32) -> Option<PhysRange> {
-        self.regions.get(slot as usize)?.see()?.host()
+        self.regions.get(slot as usize)?.host()
     }
 
     #[inline]
@@ -301,7 +298,7 @@ impl Taken<'_> {
     /// The memory that the mapping may lead to.
     #[inline]
     pub(crate) const fn extent(&self) -> DmaExtent {
-        self.extent
+        self.counted.part
     }
 
     #[inline]
@@ -312,23 +309,23 @@ impl Taken<'_> {
     /// Whether a context whose smallest page has so many bytes can map the region.
     #[inline]
     pub(crate) const fn fits_pages_of(&self, bytes: u64) -> bool {
-        self.seen.alignment() & bytes.wrapping_sub(1) == 0
+        self.counted.alignment & bytes.wrapping_sub(1) == 0
     }
 
     /// The largest page of the region.
     pub(crate) fn page_size(&self) -> IoPageSize {
-        self.seen.page_size()
+        region::page_size(self.counted.alignment)
     }
 
     /// The mapping exists.
     #[inline]
     pub(crate) fn install(self) {
-        self.tokens.install();
+        self.counted.tokens.install();
     }
 
     /// There will be no mapping.
     #[inline]
     pub(crate) fn give_back(self) {
-        self.region.give_back(self.tokens);
+        self.region.give_back(self.counted.tokens);
     }
 }

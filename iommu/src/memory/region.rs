@@ -41,16 +41,6 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// The host memory behind a guest range, if all of it is here and the VM owns it.
-    #[inline]
-    fn part(&self, vm: VmId, guest: GuestPhysRange) -> Option<DmaExtent> {
-        if self.owner != vm {
-            return None;
-        }
-        let offset = guest.start().as_u64().checked_sub(self.guest.start().as_u64())?;
-        self.extent.part(offset, guest.bytes())
-    }
-
     /// The host memory as a range.
     #[inline]
     pub(super) fn host(&self) -> Option<PhysRange> {
@@ -59,14 +49,29 @@ impl Seen {
 
     /// The largest page of which the region is made: the smallest of its alignments.
     pub(super) fn page_size(&self) -> IoPageSize {
-        IoPageSize::from_shift(self.alignment().trailing_zeros().min(34) as u8).unwrap_or(IoPageSize::SIZE_4K)
+        page_size(alignment(self.guest.start().as_u64(), self.extent))
     }
+}
 
-    /// All addresses and the length, or-ed: aligned to what all of them are aligned to.
-    #[inline]
-    pub(super) const fn alignment(&self) -> u64 {
-        self.guest.start().as_u64() | self.extent.start().as_u64() | self.extent.bytes()
-    }
+/// Units that were counted in, and what the caller may do with them.
+#[must_use = "tokens are installed or go back to their region"]
+pub(super) struct Counted {
+    /// The host memory behind the guest range.
+    pub(super) part: DmaExtent,
+    /// [`alignment`] of the region.
+    pub(super) alignment: u64,
+    pub(super) tokens: Tokens,
+}
+
+/// All addresses and the length, or-ed: aligned to what all of them are aligned to.
+#[inline]
+const fn alignment(guest: u64, extent: DmaExtent) -> u64 {
+    guest | extent.start().as_u64() | extent.bytes()
+}
+
+/// The largest page that an [`alignment`] allows.
+pub(super) fn page_size(alignment: u64) -> IoPageSize {
+    IoPageSize::from_shift(alignment.trailing_zeros().min(34) as u8).unwrap_or(IoPageSize::SIZE_4K)
 }
 
 impl Region {
@@ -94,17 +99,33 @@ impl Region {
         Some(Seen { owner: VmId(self.owner.load(Ordering::Relaxed)), guest, extent })
     }
 
+    /// The host memory, unless the slot is empty or being changed.
+    #[inline]
+    pub(super) fn extent(&self) -> Option<DmaExtent> {
+        self.extent.load()
+    }
+
+    /// The same as a range.
+    pub(super) fn host(&self) -> Option<PhysRange> {
+        let extent = self.extent.load()?;
+        PhysRange::new(extent.start(), extent.bytes()).ok()
+    }
+
     /// Counts the pages of a guest range in; `None` when it is not here or the region is closed.
     #[inline]
-    pub(super) fn take(&self, vm: VmId, guest: GuestPhysRange) -> Option<(Seen, DmaExtent, Tokens)> {
+    pub(super) fn take(&self, vm: VmId, range: GuestPhysRange) -> Option<Counted> {
         let generation = self.generation.load(Ordering::Acquire);
-        let seen = self.see()?;
-        let part = seen.part(vm, guest)?;
-        let tokens = Tokens::wanted(guest);
+        let extent = self.extent.load()?;
+        let guest = self.guest.load(Ordering::Relaxed);
+        if self.owner.load(Ordering::Relaxed) != vm.0 {
+            return None;
+        }
+        let part = extent.part(range.start().as_u64().checked_sub(guest)?, range.bytes())?;
+        let tokens = Tokens::wanted(range);
         let before = self.state.fetch_add(tokens.count(), Ordering::AcqRel);
-        // Counted in, the slot cannot be emptied any more: if it was not by now, what was seen holds.
+        // Counted in, the slot cannot be emptied any more: if it was not by now, what was read holds.
         if before < MOST && self.generation.load(Ordering::Relaxed) == generation {
-            return Some((seen, part, tokens));
+            return Some(Counted { part, alignment: alignment(guest, extent), tokens });
         }
         self.give_back(tokens);
         None
@@ -162,6 +183,6 @@ impl Region {
     /// Whether the region ends before a host address.
     #[inline]
     pub(super) fn ends_before_host(&self, address: PhysAddr) -> bool {
-        self.see().and_then(|seen| seen.host()).is_some_and(|host| host.last() < address)
+        self.host().is_some_and(|host| host.last() < address)
     }
 }

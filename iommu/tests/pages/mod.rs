@@ -14,8 +14,8 @@ use portcullis_hal::{
     TimedOut,
 };
 use portcullis_iommu::{
-    Aperture, ContextHandle, Debts, Driver, Error, Fault, Iommu, Joined, Outcome, PageSizes, Permit,
-    Removals, Run, Target, VmId, driver::TablesChanged,
+    Aperture, ContextHandle, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit, Removals, Run,
+    Target, VmId, driver::TablesChanged,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -75,7 +75,6 @@ impl Driver for Pages {
     fn destroy<R: Removals>(&self, _: &Permit, context: Tables, removals: &mut R) -> Outcome {
         let outcome = self.outcome();
         if outcome == Outcome::Done {
-            let mut removals = Joined::new(removals);
             for &(phys, bytes) in context.lock().values() {
                 removals.removed(PhysAddr::new(phys), bytes);
             }
@@ -154,7 +153,6 @@ impl Driver for Pages {
         {
             return Err(Error::SplitsPage { iova: Iova::new(iova) });
         }
-        let mut removals = Joined::new(removals);
         for &(iova, (phys, bytes)) in touched.iter().rev() {
             entries.remove(&iova);
             removals.removed(PhysAddr::new(phys), bytes);

@@ -12,7 +12,7 @@ use portcullis_hal::{
     PagePool, PageRun, PoolError, TABLE_PAGE_CELLS, TableMemory,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
-use portcullis_iommu::{Error, Joined, Removals, Unheard};
+use portcullis_iommu::{Error, Removals, Unheard};
 
 use crate::{firmware::TableRoot, geometry::Geometry, spec::tce::Tce};
 pub use range::Entries;
@@ -140,7 +140,7 @@ impl Table {
     /// As [`dissolve`](Self::dissolve), and tells `removals` which memory was still mapped.
     pub fn end<M: TableMemory, T: Removals>(self, pool: &PagePool<M>, removals: &mut T) {
         let above = u32::from(self.geometry.levels()) - 1;
-        give_back(pool, self.geometry, self.root, above, &mut Joined::new(removals));
+        give_back(pool, self.geometry, self.root, above, removals);
     }
 
     /// The cell of the entry at `index`, unless a table is missing there or the index is beyond the tree.
@@ -264,20 +264,17 @@ fn give_back<M: TableMemory, T: Removals>(
     geometry: Geometry,
     table: PageRun,
     above: u32,
-    removals: &mut Joined<'_, T>,
+    removals: &mut T,
 ) {
-    if above > 0 || T::WANTED {
-        for cell in pool.cells(&table) {
-            let entry = Tce::from_memory(cell.load(Ordering::Acquire));
-            if !entry.is_valid() {
-                continue;
-            }
-            if above == 0 {
-                removals.removed(entry.address(), geometry.page_size().bytes());
-            } else if let Some(child) = pool.reclaim(entry.address(), geometry.level_pages()) {
+    let entries = || pool.cells(&table).iter().map(|cell| Tce::from_memory(cell.load(Ordering::Acquire)));
+    if above > 0 {
+        for entry in entries().filter(|entry| entry.is_valid()) {
+            if let Some(child) = pool.reclaim(entry.address(), geometry.level_pages()) {
                 give_back(pool, geometry, child, above - 1, removals);
             }
         }
+    } else if T::WANTED {
+        range::tell_entries(entries(), geometry.page_size(), removals);
     }
     pool.give_back(table);
 }

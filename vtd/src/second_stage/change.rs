@@ -1,7 +1,7 @@
 //! Map, unmap, enforce: what changes the tables.
 
 use portcullis_hal::{Access, CacheMaintenance, DmaExtent, Iova, IovaRange, TableMemory, sync::Ordering};
-use portcullis_iommu::{Error, Joined, Removals, Unheard};
+use portcullis_iommu::{Error, Removals, Unheard};
 
 use super::{
     PAGE, SecondStage,
@@ -184,15 +184,14 @@ impl SecondStage {
             if splits { Err(Error::SplitsPage { iova: Iova::new(part.first) }) } else { Ok(0) }
         })?;
         let mut bytes = 0;
-        let mut removals = Joined::new(removals);
         self.each_locked(tables, first, span.last, |slot| {
             let pte = slot.pte();
             if !pte.is_table(slot.level) {
-                bytes += remove_page(pte, slot.level, &mut removals);
+                bytes += remove_page(pte, slot.level, removals);
                 return Ok(Pte::EMPTY);
             }
             let entries = leaves(tables, pte, slot.part(span))?;
-            let cleared = clear(entries, &mut removals);
+            let cleared = clear(entries, removals);
             if cleared > 0 {
                 tables.write_back(entries);
             }

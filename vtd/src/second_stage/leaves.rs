@@ -4,7 +4,7 @@ use portcullis_hal::{
     CacheMaintenance, PhysAddr, TableMemory,
     sync::{AtomicU64, Ordering},
 };
-use portcullis_iommu::{Error, Joined, Removals};
+use portcullis_iommu::{Error, Removals, removals::tell};
 
 use super::{PAGE, index, shift, slots::Span};
 use crate::{spec::entries::Pte, table_access::TableAccess};
@@ -67,9 +67,9 @@ pub(super) fn fill(entries: &[AtomicU64], value: u64) {
 
 /// Clears entries and tells what they led to; returns how many held something.
 #[inline]
-pub(super) fn clear<T: Removals>(entries: &[AtomicU64], removals: &mut Joined<'_, T>) -> u64 {
+pub(super) fn clear<T: Removals>(entries: &[AtomicU64], removals: &mut T) -> u64 {
     if T::WANTED {
-        return entries.iter().map(|entry| clear_leaf(entry, removals)).sum();
+        return tell_leaves(entries.iter().map(|entry| Pte(take(entry))), removals) / PAGE;
     }
     let (lines, rest) = entries.as_chunks::<LINE>();
     let cleared = lines.iter().map(clear_line).sum::<u64>() + count(rest);
@@ -77,17 +77,24 @@ pub(super) fn clear<T: Removals>(entries: &[AtomicU64], removals: &mut Joined<'_
     cleared
 }
 
-/// Clears one leaf; returns whether it held something, as a number.
+/// Empties an entry; returns what it held.
 #[inline]
-fn clear_leaf<T: Removals>(entry: &AtomicU64, removals: &mut Joined<'_, T>) -> u64 {
-    let pte = Pte(entry.load(Ordering::Relaxed));
+fn take(entry: &AtomicU64) -> u64 {
+    let old = entry.load(Ordering::Relaxed);
     entry.store(0, Ordering::Relaxed);
-    remove_page(pte, 1, removals) / PAGE
+    old
+}
+
+/// Tells what leaves led to; returns the bytes.
+#[inline]
+pub(super) fn tell_leaves<T: Removals>(leaves: impl Iterator<Item = Pte>, removals: &mut T) -> u64 {
+    let address = |leaf| Pte(leaf).is_present().then(|| PhysAddr::new(Pte(leaf).address()));
+    tell(leaves.map(|leaf| leaf.0), PAGE, address, removals)
 }
 
 /// Tells of the page that an entry of `level`, which is no table's, led to; returns its bytes.
 #[inline]
-pub(super) fn remove_page<T: Removals>(pte: Pte, level: u8, removals: &mut Joined<'_, T>) -> u64 {
+pub(super) fn remove_page<T: Removals>(pte: Pte, level: u8, removals: &mut T) -> u64 {
     if !pte.is_present() {
         return 0;
     }

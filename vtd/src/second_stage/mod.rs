@@ -27,7 +27,7 @@ use portcullis_hal::{
     sync::{AtomicU32, AtomicU64, Ordering},
     table_memory::TABLE_PAGE_CELLS,
 };
-use portcullis_iommu::{Error, Joined, Removals, Unheard};
+use portcullis_iommu::{Error, Removals, Unheard};
 
 use crate::{
     snoop::SnoopControl,
@@ -206,8 +206,7 @@ impl SecondStage {
         access: &TableAccess<'_, M, K>,
         removals: &mut T,
     ) {
-        let mut removals = Joined::new(removals);
-        give_back_below(access, self.root_address, self.format.levels, &mut removals);
+        give_back_below(access, self.root_address, self.format.levels, removals);
         access.pool.give_back(self.root);
     }
 }
@@ -217,13 +216,17 @@ fn give_back_below<M: TableMemory, K: CacheMaintenance, T: Removals>(
     access: &TableAccess<'_, M, K>,
     table: u64,
     level: u8,
-    removals: &mut Joined<'_, T>,
+    removals: &mut T,
 ) {
-    if level == 1 && !T::WANTED {
+    let entries = access.entries(table, 0, TABLE_PAGE_CELLS).unwrap_or_default();
+    let entries = entries.iter().map(|entry| Pte(entry.load(Ordering::Acquire)));
+    if level == 1 {
+        if T::WANTED {
+            leaves::tell_leaves(entries, removals);
+        }
         return;
     }
-    for entry in access.entries(table, 0, TABLE_PAGE_CELLS).unwrap_or_default() {
-        let pte = Pte(entry.load(Ordering::Acquire));
+    for pte in entries {
         if !pte.is_table(level) {
             leaves::remove_page(pte, level, removals);
             continue;
