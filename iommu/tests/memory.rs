@@ -206,8 +206,9 @@ fn c04_counts_are_taken_before_the_driver_stores_anything() {
     std::thread::scope(|scope| {
         scope.spawn(|| map(&iommu, context, 0, LARGE, 3 * PAGE).expect("registered"));
         stopped.recv().unwrap();
-        assert_eq!(iommu.unregister_memory(VM, region), Err(Error::StillMapped { pages: 3 }));
+        let ended = iommu.unregister_memory(VM, region);
         go.send(()).unwrap();
+        assert_eq!(ended, Err(Error::StillMapped { pages: 3 }));
     });
 }
 
@@ -265,9 +266,10 @@ fn c06_counts_come_back_only_when_the_invalidation_is_confirmed() {
     std::thread::scope(|scope| {
         scope.spawn(|| assert_eq!(iommu.unmap(context, iovas(0, 2 * PAGE)), Ok(2 * PAGE)));
         stopped.recv().unwrap();
-        assert_eq!(live(&iommu, context, 4, HOST..HOST + LARGE), 1, "the entries are gone");
-        assert_eq!(iommu.unregister_memory(VM, region), Err(Error::StillMapped { pages: 3 }));
+        let (ended, left) =
+            (iommu.unregister_memory(VM, region), live(&iommu, context, 4, HOST..HOST + LARGE));
         go.send(()).unwrap();
+        assert_eq!((ended, left), (Err(Error::StillMapped { pages: 3 }), 1), "the entries are gone");
     });
     assert_eq!(mapped(&iommu, region), 1);
 }
