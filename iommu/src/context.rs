@@ -53,12 +53,15 @@ impl Backing {
     /// Decides for bare extents, or finds that it was decided so.
     #[inline]
     pub(crate) fn by_extents(&self) -> Result<(), Error> {
-        if self.decide(EXTENTS) == EXTENTS { Ok(()) } else { Err(Error::OtherBacking) }
+        if self.is_extents() || self.decide(EXTENTS) == EXTENTS { Ok(()) } else { Err(Error::OtherBacking) }
     }
 
     /// Decides for registered memory, or finds that it was decided so; returns the slot used last.
     #[inline]
     pub(crate) fn by_regions(&self) -> Result<u32, Error> {
+        if let Some(slot) = self.region() {
+            return Ok(slot);
+        }
         let slot = self.decide(0);
         if slot == EXTENTS { Err(Error::OtherBacking) } else { Ok(slot) }
     }
@@ -81,7 +84,7 @@ impl Backing {
         self.0.store(slot, Ordering::Relaxed);
     }
 
-    #[inline]
+    #[inline(never)]
     fn decide(&self, wanted: u32) -> u32 {
         let seen = self.0.load(Ordering::Relaxed);
         if seen != UNDECIDED {

@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     fault::Fault,
     group::{Group, GroupId, Health, MAX_GRANTS, VmId},
-    memory::{REGIONS, RegisteredMemory, Unmapped},
+    memory::{REGIONS, RegisteredMemory},
 };
 
 /// The IOMMU of a machine: one driver, its groups and its contexts.
@@ -179,7 +179,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         let entered = self.enter(context)?;
         let context = entered.context()?;
         context.backing.by_extents()?;
-        self.driver.map(&Permit::new(), &context.tables, iova, extent, access)?.confirmed()
+        match self.driver.map(&Permit::new(), &context.tables, iova, extent, access) {
+            Ok(Outcome::Done) => Ok(()),
+            Ok(Outcome::Quarantined { error }) | Err(error) => Err(error),
+        }
     }
 
     /// Ends the mappings of `range`; returns the number of bytes that were mapped. When it returns, no
@@ -191,14 +194,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
-        match self.unmap_from(entered.context()?, range) {
-            Unmapped::Done(bytes) => Ok(bytes),
-            Unmapped::Refused(error) => Err(error),
-            Unmapped::Unconfirmed(error) => {
-                entered.slot.poisoned.store(true, Ordering::Release);
-                Err(error)
-            }
-        }
+        self.unmap_from(&entered, range)
     }
 
     /// Where `iova` leads now, or `None`.

@@ -293,7 +293,10 @@ where
         }
         self.check_health()?;
         context.map(&self.pool, entries, Tce::leaf(address, access))?;
-        Ok(self.kill_context(context).into())
+        match self.kill_context(context) {
+            Ok(()) => Ok(Outcome::Done),
+            Err(error) => Ok(Outcome::Quarantined { error }),
+        }
     }
 
     #[inline]

@@ -1,11 +1,11 @@
 //! Registered memory as the hypervisor asks for it.
 
-use portcullis_hal::{Access, DmaExtent, GuestPhysRange, Iova, IovaRange};
+use portcullis_hal::{Access, DmaExtent, GuestPhysRange, Iova, IovaRange, sync::Ordering};
 
 use super::{RegionHandle, RegionInfo, returned::Returned};
 use crate::{
-    context::{Context, ContextHandle},
-    driver::{Debts, Driver, Permit},
+    context::{Context, ContextHandle, Entered},
+    driver::{Debts, Driver, Outcome, Permit},
     error::Error,
     group::VmId,
     policy::Iommu,
@@ -102,32 +102,37 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
 
     /// Unmaps and waits for hardware; then what was counted goes back.
     #[inline]
-    pub(crate) fn unmap_from(&self, context: &Context<D::Context>, range: IovaRange) -> Unmapped {
+    pub(crate) fn unmap_from(
+        &self,
+        entered: &Entered<'_, D::Context>,
+        range: IovaRange,
+    ) -> Result<u64, Error> {
+        let context = entered.context()?;
         if context.backing.is_extents() {
-            return self.unmap_telling(context, range, &mut Unheard);
+            return self.unmap_telling(entered, context, range, &mut Unheard);
         }
         let mut returned = Returned::new(&self.memory, &context.backing);
-        let unmapped = self.unmap_telling(context, range, &mut returned);
-        if let Unmapped::Done(_) = unmapped {
-            returned.give_back();
-        }
-        unmapped
+        let bytes = self.unmap_telling(entered, context, range, &mut returned)?;
+        returned.give_back();
+        Ok(bytes)
     }
 
     #[inline]
     fn unmap_telling<R: Removals>(
         &self,
+        entered: &Entered<'_, D::Context>,
         context: &Context<D::Context>,
         range: IovaRange,
         removals: &mut R,
-    ) -> Unmapped {
+    ) -> Result<u64, Error> {
         let (permit, mut debts) = (Permit::new(), Debts::new());
-        match self.driver.unmap(&permit, &context.tables, range, &mut debts, removals) {
-            Err(error) => Unmapped::Refused(error),
-            Ok(bytes) => match self.driver.flush(&permit, &context.tables, &mut debts).confirmed() {
-                Ok(()) => Unmapped::Done(bytes),
-                Err(error) => Unmapped::Unconfirmed(error),
-            },
+        let bytes = self.driver.unmap(&permit, &context.tables, range, &mut debts, removals)?;
+        match self.driver.flush(&permit, &context.tables, &mut debts) {
+            Outcome::Done => Ok(bytes),
+            Outcome::Quarantined { error } => {
+                entered.slot.poisoned.store(true, Ordering::Release);
+                Err(error)
+            }
         }
     }
 
@@ -138,14 +143,4 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         returned.give_back();
         Ok(())
     }
-}
-
-/// How an unmap ended.
-pub(crate) enum Unmapped {
-    /// So many bytes were mapped, and no device reaches them any more.
-    Done(u64),
-    /// Nothing changed.
-    Refused(Error),
-    /// The entries are gone, but hardware may still use them.
-    Unconfirmed(Error),
 }

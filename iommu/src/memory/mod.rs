@@ -28,7 +28,6 @@ use self::{
     tokens::{Tokens, UNIT},
 };
 use crate::{error::Error, group::VmId};
-pub(crate) use calls::Unmapped;
 
 /// Regions that one [`Iommu`](crate::Iommu) holds, of all VMs together.
 pub const REGIONS: usize = 64;
