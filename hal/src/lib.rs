@@ -12,6 +12,7 @@ pub mod addr;
 pub mod arch;
 pub mod cache;
 pub mod clock;
+pub mod config_space;
 pub mod dma;
 pub mod gate;
 pub mod page_pool;
@@ -25,6 +26,7 @@ pub use addr::{
 };
 pub use cache::CacheMaintenance;
 pub use clock::{Clock, TimedOut, wait_until};
+pub use config_space::ConfigSpace;
 pub use dma::{DmaExtent, DmaExtentCell};
 pub use page_pool::{PagePool, PageRun, PoolError};
 pub use register_io::RegisterIo;

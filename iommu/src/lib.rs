@@ -13,6 +13,7 @@ pub mod error;
 pub mod fault;
 pub mod group;
 pub mod memory;
+pub mod pci;
 pub mod policy;
 pub mod removals;
 

@@ -7,6 +7,7 @@
 #![no_main]
 
 mod machine;
+mod pci;
 mod policy;
 mod tce;
 mod vtd;
@@ -26,6 +27,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 extern "C" fn exercise() {
     vtd::exercise();
     tce::exercise();
+    pci::exercise();
     #[cfg(feature = "planted-panic")]
     assert!(machine::unknown::<u64>() != 3, "planted");
 }

@@ -11,6 +11,7 @@
     reason = "a model that is used wrongly shall stop the test"
 )]
 
+pub mod config_space;
 pub mod memory;
 pub mod phb;
 pub mod vtd;

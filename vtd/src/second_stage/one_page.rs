@@ -60,11 +60,11 @@ impl SecondStage {
         let old = Pte(busy.entry.load(Ordering::Relaxed));
         busy.entry.store(0, Ordering::Relaxed);
         busy.slot.store(busy.slot_pte.0, Ordering::Release);
-        if old == Pte::EMPTY {
-            return Some(0);
+        let was_mapped = old != Pte::EMPTY;
+        if T::WANTED && was_mapped {
+            removals.removed(PhysAddr::new(old.address()), PAGE);
         }
-        removals.removed(PhysAddr::new(old.address()), PAGE);
-        Some(PAGE)
+        Some(if was_mapped { PAGE } else { 0 })
     }
 
     /// Finds the leaf of a page that can be mapped and makes the slot above it busy.
