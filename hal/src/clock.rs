@@ -22,7 +22,7 @@ impl<C: Clock + ?Sized> Clock for &C {
 }
 
 /// Hardware did not do in time what its manual promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct TimedOut {
     /// Byte offset of the register, or of the memory cell, that was polled.

@@ -1,12 +1,16 @@
 //! What can be wrong with a call, and the value that was wrong.
 
-use portcullis_hal::{DeviceId, Iova, TimedOut};
+use portcullis_hal::{DeviceId, GuestPhysRange, IoPageSize, Iova, PhysRange, TimedOut};
 
-use crate::group::{GroupId, VmId};
+use crate::{
+    group::{GroupId, VmId},
+    memory::RegionHandle,
+    pci::QuiesceError,
+};
 
 /// Misuse, exhaustion, or hardware that did not answer. What a device did wrong is a
 /// [`Fault`](crate::Fault) instead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Error {
@@ -42,7 +46,7 @@ pub enum Error {
         /// The owner.
         owner: VmId,
     },
-    /// The context handle is older than what its slot holds now.
+    /// The handle is older than what its slot holds now: its context, ownership or reference has ended.
     Stale {
         /// Slot that the handle names.
         slot: u32,
@@ -90,6 +94,35 @@ pub enum Error {
         /// An address in that page.
         iova: Iova,
     },
+    /// The guest range and the host memory for it are not equally long.
+    SizesDiffer {
+        /// Bytes of the guest range.
+        guest: u64,
+        /// Bytes of the memory.
+        host: u64,
+    },
+    /// Guest addresses of the same VM, or host memory of any VM, are registered already.
+    Overlaps {
+        /// The region in the way.
+        region: RegionHandle,
+    },
+    /// Tables still lead into the region.
+    StillMapped {
+        /// Units of 4 KiB that are mapped, or being mapped.
+        pages: u64,
+    },
+    /// Not wholly inside one registered region of the VM.
+    NotRegistered {
+        /// What the guest asked for.
+        guest: GuestPhysRange,
+    },
+    /// The context's pages are larger than the region's.
+    PageTooLarge {
+        /// The region's largest page.
+        page_size: IoPageSize,
+    },
+    /// The context maps bare extents and no registered memory, or the other way round.
+    OtherBacking,
     /// Donated table pages ran out; donate more, or unmap.
     NeedPages {
         /// Contiguous 4 KiB pages that were missing.
@@ -124,6 +157,62 @@ pub enum Error {
         source: u32,
         /// What it said.
         code: i64,
+    },
+    /// The host itself uses it.
+    OwnedByHost {
+        /// Host drivers that do DMA.
+        drivers: u32,
+    },
+    /// The VM does not own the group.
+    NotOwner {
+        /// The VM.
+        vm: VmId,
+        /// The group.
+        group: GroupId,
+    },
+    /// The devices of the group may still hold addresses of its former owner.
+    NotQuiesced {
+        /// The group.
+        group: GroupId,
+    },
+    /// The device needs memory that blocking it would take away.
+    ReservedRegion {
+        /// The device.
+        device: DeviceId,
+        /// The memory.
+        range: PhysRange,
+    },
+    /// The device is in no group.
+    UnknownDevice {
+        /// The device.
+        device: DeviceId,
+    },
+    /// The group is attached to no context.
+    NotAttached {
+        /// The group.
+        group: GroupId,
+    },
+    /// A device did not end its DMA.
+    NotQuiet {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        because: QuiesceError,
+    },
+    /// The handle does not give the right.
+    NoRight {
+        /// Bits of [`Rights`](crate::handle::Rights) that are needed.
+        needed: u8,
+    },
+    /// The VM's number is not below [`MAX_VMS`](crate::coherency::MAX_VMS).
+    UnknownVm {
+        /// The number.
+        vm: VmId,
+    },
+    /// Everything that the VM has is just being ended.
+    Ending {
+        /// The VM.
+        vm: VmId,
     },
 }
 

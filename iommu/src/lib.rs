@@ -7,17 +7,37 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod claim;
+pub mod coherency;
 pub mod context;
 pub mod driver;
 pub mod error;
+pub mod event;
+pub mod external;
 pub mod fault;
 pub mod group;
+pub mod handle;
+pub mod host;
+pub mod memory;
+mod operate;
+pub mod ownership;
 pub mod pci;
 pub mod policy;
+pub mod removals;
+mod revocation;
 
+pub use claim::{Claim, QuiescedGroup};
+pub use coherency::{Because, Coherency, Notice};
 pub use context::ContextHandle;
 pub use driver::{Aperture, Debts, Driver, Outcome, PageSizes, Permit, Run, Target};
 pub use error::Error;
+pub use event::Event;
+pub use external::{ExternalUser, Trusted};
 pub use fault::{Fault, FaultReason};
 pub use group::{GroupId, VmId};
-pub use policy::{Claim, Iommu};
+pub use handle::{Handle, HandleTable, Rights};
+pub use host::{DmaUse, HostBinding};
+pub use memory::{REGIONS, RegionHandle, RegionInfo};
+pub use ownership::{Owner, UserId};
+pub use policy::Iommu;
+pub use removals::{Removals, Unheard};

@@ -1,152 +1,11 @@
 //! The policy against a driver that records what it is asked to do and can be made to fail.
 #![allow(missing_docs, reason = "tests document themselves by their names")]
 
-use std::{cell::RefCell, collections::BTreeMap};
+mod recorder;
 
-use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment, TimedOut,
-};
-use portcullis_iommu::{
-    Aperture, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit, Run, Target, VmId,
-    driver::TablesChanged,
-};
-
-const DEAD: Error = Error::Timeout(TimedOut { register: 0x88, bits: 1 });
-const VM: VmId = VmId(1);
-const OTHER: VmId = VmId(2);
-const PAGE: u64 = 4096;
-
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
-enum Did {
-    Block,
-    Attach(u32),
-    Unmap,
-    Flush,
-    Destroy(u32),
-}
-
-#[derive(Default)]
-struct State {
-    did: Vec<Did>,
-    contexts: u32,
-    refuse_prepare: bool,
-    dead: bool,
-}
-
-#[derive(Default)]
-struct Recorder(RefCell<State>);
-
-struct Tables {
-    number: u32,
-    entries: RefCell<BTreeMap<u64, (u64, Access)>>,
-}
-
-impl Recorder {
-    fn act(&self, did: Did) -> Outcome {
-        let mut state = self.0.borrow_mut();
-        state.did.push(did);
-        if state.dead { Outcome::Quarantined { error: DEAD } } else { Outcome::Done }
-    }
-
-    fn took(&self) -> Vec<Did> {
-        std::mem::take(&mut self.0.borrow_mut().did)
-    }
-}
-
-impl Driver for Recorder {
-    type Spec = ();
-    type Context = Tables;
-    type Prepared = u32;
-
-    fn create(&self, _: &Permit, (): &()) -> Result<Tables, Error> {
-        let mut state = self.0.borrow_mut();
-        state.contexts += 1;
-        Ok(Tables { number: state.contexts, entries: RefCell::default() })
-    }
-
-    fn destroy(&self, _: &Permit, context: Tables) -> Outcome {
-        self.act(Did::Destroy(context.number))
-    }
-
-    fn aperture(&self, _: &Tables) -> Aperture {
-        let range = IovaRange::new(Iova::new(0), 1 << 39).expect("a range");
-        Aperture { range, page_sizes: PageSizes::SIZE_4K }
-    }
-
-    fn prepare(&self, _: &Permit, members: &[DeviceId], target: Target<'_, Tables>) -> Result<u32, Error> {
-        if self.0.borrow().refuse_prepare {
-            return Err(Error::NotBehindUnit { device: members[0] });
-        }
-        match target {
-            Target::Context(tables) => Ok(tables.number),
-            Target::Blocked => Ok(0),
-        }
-    }
-
-    fn commit(&self, _: &Permit, prepared: u32) -> Outcome {
-        self.act(Did::Attach(prepared))
-    }
-
-    fn block(&self, _: &Permit, _: &[DeviceId]) -> Outcome {
-        self.act(Did::Block)
-    }
-
-    fn map(
-        &self,
-        _: &Permit,
-        context: &Tables,
-        iova: Iova,
-        to: DmaExtent,
-        access: Access,
-    ) -> Result<(), Error> {
-        context.entries.borrow_mut().insert(iova.as_u64(), (to.start().as_u64(), access));
-        Ok(())
-    }
-
-    fn unmap(&self, _: &Permit, context: &Tables, range: IovaRange, debts: &mut Debts) -> Result<u64, Error> {
-        self.0.borrow_mut().did.push(Did::Unmap);
-        context.entries.borrow_mut().remove(&range.start().as_u64());
-        debts.owe(Run { range, tables_changed: TablesChanged::LeavesOnly });
-        Ok(range.bytes())
-    }
-
-    fn flush(&self, permit: &Permit, _: &Tables, debts: &mut Debts) -> Outcome {
-        assert!(!debts.is_empty(), "nothing was owed");
-        let outcome = self.act(Did::Flush);
-        if outcome == Outcome::Done {
-            debts.settle(permit);
-        }
-        outcome
-    }
-
-    fn iova_to_phys(&self, context: &Tables, iova: Iova) -> Option<(PhysAddr, Access)> {
-        context.entries.borrow().get(&iova.as_u64()).map(|&(phys, access)| (PhysAddr::new(phys), access))
-    }
-
-    fn enforce_cache_coherency(&self, _: &Permit, _: &Tables) -> Result<(), Error> {
-        Err(Error::NoSnoopControl)
-    }
-
-    fn take_fault(&self) -> Option<Fault> {
-        None
-    }
-}
-
-type Policy = Iommu<Recorder, 4, 2>;
-
-fn device(number: u16) -> DeviceId {
-    DeviceId { segment: Segment(0), requester: RequesterId::new(number) }
-}
-
-fn extent() -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(0x7000), PAGE).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    unsafe { DmaExtent::new(range) }
-}
-
-fn policy() -> Policy {
-    Iommu::new(Recorder::default())
-}
+use portcullis_hal::{Access, Iova, IovaRange, PhysAddr};
+use portcullis_iommu::{Debts, Error, Run, driver::TablesChanged};
+use recorder::{DEAD, Did, OTHER, PAGE, QuiesceAndAttach, VM, device, extent, policy};
 
 #[test]
 fn a01_nobody_claims_without_a_grant() {
@@ -169,7 +28,6 @@ fn a02_one_owner_at_a_time_blocked_first() {
     let claim = iommu.claim(VM, group).expect("a claim");
     assert_eq!(iommu.driver().took(), [Did::Block]);
     assert_eq!(iommu.claim(OTHER, group).err(), Some(Error::OwnedBy { owner: VM }));
-    assert_eq!(iommu.claim(VM, group).err(), Some(Error::OwnedBy { owner: VM }));
     drop(claim);
     let claim = iommu.claim(OTHER, group).expect("a claim after the drop");
     claim.release().expect("a release");
@@ -217,9 +75,9 @@ fn a05_a_refused_attach_changes_nothing() {
     let context = iommu.create_context(VM, &()).expect("a context");
     let foreign = iommu.create_context(OTHER, &()).expect("a context");
     iommu.driver().took();
-    assert_eq!(claim.attach(foreign), Err(Error::OwnedBy { owner: OTHER }));
+    assert_eq!(claim.quiesce_and_attach(foreign), Err(Error::OwnedBy { owner: OTHER }));
     iommu.driver().0.borrow_mut().refuse_prepare = true;
-    assert_eq!(claim.attach(context), Err(Error::NotBehindUnit { device: device(1) }));
+    assert_eq!(claim.quiesce_and_attach(context), Err(Error::NotBehindUnit { device: device(1) }));
     assert!(iommu.driver().took().is_empty());
     iommu.destroy_context(context).expect("a refused attach left no user");
 }
@@ -233,17 +91,17 @@ fn a06_a_context_in_use_is_not_destroyed_and_a_stale_handle_is_refused() {
     let (first, second) =
         (iommu.create_context(VM, &()).expect("one"), iommu.create_context(VM, &()).expect("two"));
     assert_eq!(iommu.create_context(VM, &()).err(), Some(Error::Full { capacity: 2 }));
-    claim.attach(first).expect("an attach");
-    claim.attach(first).expect("a repeated attach");
+    claim.quiesce_and_attach(first).expect("an attach");
+    claim.quiesce_and_attach(first).expect("a repeated attach");
     assert_eq!(iommu.destroy_context(first), Err(Error::InUse { users: 1 }));
-    claim.attach(second).expect("a switch");
+    claim.quiesce_and_attach(second).expect("a switch");
     iommu.destroy_context(first).expect("nobody uses it");
     let stale = Err(Error::Stale { slot: first.slot() });
     assert_eq!(iommu.destroy_context(first), stale);
     let again = iommu.create_context(VM, &()).expect("the slot again");
     assert_eq!(again.slot(), first.slot());
     assert_eq!(iommu.map(first, Iova::new(0), extent(), Access::READ), stale);
-    assert_eq!(claim.attach(first), stale);
+    assert_eq!(claim.quiesce_and_attach(first), stale);
     claim.release().expect("a release");
     assert_eq!(iommu.destroy_context(second), Ok(()));
 }
@@ -279,10 +137,10 @@ fn u02_a_switch_that_hangs_keeps_both_contexts() {
     let mut claim = iommu.claim(VM, group).expect("a claim");
     let (old, new) =
         (iommu.create_context(VM, &()).expect("one"), iommu.create_context(VM, &()).expect("two"));
-    claim.attach(old).expect("an attach");
+    claim.quiesce_and_attach(old).expect("an attach");
     iommu.driver().0.borrow_mut().dead = true;
-    assert_eq!(claim.attach(new), Err(DEAD));
-    assert_eq!(claim.attach(new), Err(Error::Quarantined));
+    assert_eq!(claim.quiesce_and_attach(new), Err(DEAD));
+    assert_eq!(claim.quiesce_and_attach(new), Err(Error::Quarantined));
     assert_eq!(claim.release(), Err(DEAD));
     assert_eq!(iommu.destroy_context(old), Err(Error::Quarantined));
     assert_eq!(iommu.destroy_context(new), Err(Error::Quarantined));

@@ -5,7 +5,7 @@ mod machine;
 
 use std::sync::atomic::Ordering;
 
-use machine::{GIB, KINDS, Machine, PAGE, device, extent, spec};
+use machine::{GIB, KINDS, Machine, PAGE, QuiesceAndAttach, device, extent, spec};
 use portcullis_fake::phb::{PhbFault, PhbKind};
 use portcullis_hal::{Access, Iova};
 use portcullis_iommu::{Fault, FaultReason};
@@ -59,7 +59,7 @@ fn e34_a_freeze_outlives_a_switch_until_it_is_taken() {
     assert!(machine.phb.dma_read(RID, PAGE, &mut [0]).is_err());
     let other = machine.context(&spec(2, GIB));
     machine.map(other, 0, DATA, PAGE).expect("a map");
-    claim.attach(other).expect("a switch");
+    claim.quiesce_and_attach(other).expect("a switch");
     assert_eq!(machine.phb.dma_read(RID, 0, &mut [0]), Err(PhbFault::Frozen));
     assert_eq!(machine.iommu.take_fault(), Some(fault(RID, PAGE, Access::READ)));
     assert_eq!(machine.phb.dma_read(RID, 0, &mut [0]), Ok(()));
@@ -73,7 +73,7 @@ fn e35_a_busy_faulter_hides_nobody() {
     let claims: Vec<_> = rids
         .map(|rid| {
             let mut claim = machine.claim(&[rid]);
-            claim.attach(context).expect("an attach");
+            claim.quiesce_and_attach(context).expect("an attach");
             claim
         })
         .into();

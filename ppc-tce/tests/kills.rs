@@ -5,7 +5,7 @@ mod machine;
 
 use std::thread;
 
-use machine::{GIB, KINDS, Machine, PAGE, POOL_PAGES, hardware, spec};
+use machine::{GIB, KINDS, Machine, PAGE, POOL_PAGES, QuiesceAndAttach, hardware, spec};
 use portcullis_fake::{
     memory::{FakeCache, FakeClock},
     phb::{Hang, PhbEvent, PhbFault, PhbKind, Timing},
@@ -52,7 +52,7 @@ fn e27_a_mapping_made_while_a_device_joins_works_in_the_end() {
         thread::scope(|scope| {
             let (machine, claim) = (&machine, &mut claim);
             scope.spawn(move || {
-                claim.attach(context).expect("an attach");
+                claim.quiesce_and_attach(context).expect("an attach");
                 let _ = machine.read(RID, 0);
             });
             scope.spawn(move || machine.map(context, 0, DATA, PAGE).expect("a map"));
@@ -90,7 +90,7 @@ fn e28_one_kill_a_pe_serves_a_call_and_none_is_sent_without_a_device() {
     let unmap = || assert_eq!(machine.unmap(context, 0, BIG), Ok(BIG));
     assert_eq!([kills(&map), kills(&unmap)], [0, 0]);
     let mut claim = machine.claim(&[RID, RID + 1]);
-    claim.attach(context).expect("an attach");
+    claim.quiesce_and_attach(context).expect("an attach");
     assert_eq!([kills(&map), kills(&unmap)], [2, 2]);
     let nothing = || assert_eq!(machine.unmap(context, 0, BIG), Ok(0));
     assert_eq!(kills(&nothing), 0, "nothing was mapped, so nothing is owed");
@@ -106,7 +106,7 @@ fn e28_however_many_contexts_came_before_a_context_s_own_devices_are_killed() {
     let mut claim = machine.claim(&[RID]);
     for number in 2..200 {
         let context = machine.context(&spec(2, GIB));
-        claim.attach(context).expect("an attach");
+        claim.quiesce_and_attach(context).expect("an attach");
         machine.map(context, 0, DATA, PAGE).expect("a map");
         assert_eq!([machine.read(RID, 0).is_ok(), machine.read(RID + 1, 0).is_ok()], [true, true]);
         let _ = machine.events();
@@ -126,7 +126,7 @@ fn e29_kills_follow_the_manual_at_any_pace() {
             machine.phb.set_timing(Timing { slot, kill, sync });
             let context = machine.context(&spec(2, GIB));
             let mut claim = machine.claim(&[RID, RID + 1, RID + 2]);
-            claim.attach(context).expect("an attach");
+            claim.quiesce_and_attach(context).expect("an attach");
             for round in 0..5 {
                 machine.map(context, 0, DATA, PAGE).expect("a map");
                 let reached = [0, 1, 2].map(|number| machine.read(RID + number, 0).is_ok());
@@ -191,7 +191,7 @@ fn e31_an_unmap_whose_kill_hangs_ends_and_quarantines_the_bridge() {
             assert!(machine.iommu.driver().is_quarantined());
             assert_eq!(machine.map(context, PAGE, DATA, PAGE), Err(Error::Quarantined));
             assert_eq!(machine.map(other, PAGE, DATA, PAGE), Err(Error::Quarantined));
-            assert_eq!(machine.claim(&[RID + 1]).attach(other), Err(Error::Quarantined));
+            assert_eq!(machine.claim(&[RID + 1]).quiesce_and_attach(other), Err(Error::Quarantined));
             assert!(claim.detach().is_err());
             assert_eq!(machine.iommu.destroy_context(context), Err(Error::Quarantined));
             assert!(machine.iommu.destroy_context(other).is_err());
@@ -228,7 +228,7 @@ fn e31_a_second_pe_does_not_write_over_a_kill_that_is_stuck_in_the_register() {
     let machine = Machine::new(PhbKind::Phb4);
     let context = machine.context(&spec(2, GIB));
     let mut claim = machine.claim(&[RID, RID + 1]);
-    claim.attach(context).expect("an attach");
+    claim.quiesce_and_attach(context).expect("an attach");
     let _ = machine.events();
     let before = machine.phb.kills_written();
     machine.phb.set_hang(Some(Hang::Slot));

@@ -3,7 +3,10 @@
 
 mod machine;
 
-use machine::{DEVICES, GIB, KINDS, Machine, PAGE, POOL_PAGES, VM, bring_up, config, device, hardware, spec};
+use machine::{
+    DEVICES, GIB, KINDS, Machine, PAGE, POOL_PAGES, QuiesceAndAttach, VM, bring_up, config, device, hardware,
+    spec,
+};
 use portcullis_fake::phb::{Hang, PhbEvent, PhbFault, PhbKind};
 use portcullis_hal::{DeviceId, RequesterId, Segment};
 use portcullis_iommu::Error;
@@ -91,9 +94,9 @@ fn e22_each_device_gets_a_pe_of_its_own_for_good() {
         let context = machine.context(&spec(2, GIB));
         let mut claims: Vec<_> = (0..DEVICES as u16).map(|number| machine.claim(&[RID + number])).collect();
         for claim in &mut claims {
-            claim.attach(context).expect("an attach");
+            claim.quiesce_and_attach(context).expect("an attach");
             claim.detach().expect("a detach");
-            claim.attach(context).expect("an attach again");
+            claim.quiesce_and_attach(context).expect("an attach again");
         }
         let pes: Vec<_> = machine
             .events()
@@ -105,7 +108,7 @@ fn e22_each_device_gets_a_pe_of_its_own_for_good() {
         assert!(!pes.contains(&kind.reserved_pe()));
         let mut late = machine.claim(&[0x0900]);
         let none_left = Error::OutOfNumbers { limit: DEVICES as u32 };
-        assert_eq!(late.attach(context), Err(none_left));
+        assert_eq!(late.quiesce_and_attach(context), Err(none_left));
         assert!(machine.events().is_empty(), "a refused attach touched the bridge");
     }
 }
@@ -121,7 +124,7 @@ fn e22_pes_run_out_at_the_bridge_s_own_number() {
     let attach = |rid| {
         let group = iommu.add_group(&[device(rid)]).expect("a group");
         iommu.grant(VM, group).expect("a grant");
-        iommu.claim(VM, group).expect("a claim").attach(context)
+        iommu.claim(VM, group).expect("a claim").quiesce_and_attach(context)
     };
     assert_eq!([attach(1), attach(2)], [Ok(()), Ok(())]);
     assert_eq!(attach(3), Err(Error::OutOfNumbers { limit: 2 }));
@@ -138,7 +141,7 @@ fn e23_a_device_of_another_bridge_is_refused_and_blocking_it_needs_nothing() {
     machine.iommu.grant(VM, group).expect("a grant");
     let kills = machine.phb.kills_written();
     let mut claim = machine.iommu.claim(VM, group).expect("a claim blocks what was never seen");
-    assert_eq!(claim.attach(context), Err(Error::NotBehindUnit { device: foreign }));
+    assert_eq!(claim.quiesce_and_attach(context), Err(Error::NotBehindUnit { device: foreign }));
     assert_eq!(machine.phb.kills_written(), kills);
     assert_eq!(machine.read(RID, 0), Err(PhbFault::InvalidTve));
 }
@@ -152,10 +155,10 @@ fn switch_with_failing_call(n: u64) -> bool {
     machine.map(old, 0, DATA, PAGE).expect("a map");
     machine.map(new, 0, 2 * DATA, PAGE).expect("a map");
     let mut claim = machine.claim(&[RID, RID + 1]);
-    claim.attach(old).expect("an attach");
+    claim.quiesce_and_attach(old).expect("an attach");
     assert_eq!(machine.read(RID, 0), Ok(1));
     machine.phb.opal().fail_call(n);
-    let switched = claim.attach(new);
+    let switched = claim.quiesce_and_attach(new);
     let reached = [machine.read(RID, 0), machine.read(RID + 1, 0)];
     match switched {
         Ok(()) => assert_eq!(reached, [Ok(2), Ok(2)]),
@@ -164,7 +167,7 @@ fn switch_with_failing_call(n: u64) -> bool {
             assert!(!reached.contains(&Ok(2)), "call {n}: {reached:?}");
             let gone = machine.iommu.destroy_context(old);
             assert!(gone.is_err(), "a context that may be reached was destroyed");
-            assert_eq!(claim.attach(old), Err(Error::Quarantined));
+            assert_eq!(claim.quiesce_and_attach(old), Err(Error::Quarantined));
         }
     }
     switched.is_err()
@@ -184,10 +187,10 @@ fn e24_a_window_that_firmware_will_not_open_leaves_all_members_blocked() {
         let context = machine.context(&spec(2, GIB));
         machine.map(context, 0, DATA, PAGE).expect("a map");
         let mut claim = machine.claim(&[RID, RID + 1]);
-        claim.attach(context).expect("an attach");
+        claim.quiesce_and_attach(context).expect("an attach");
         claim.detach().expect("a detach");
         machine.phb.opal().fail_call(n);
-        assert!(claim.attach(context).is_err());
+        assert!(claim.quiesce_and_attach(context).is_err());
         let blocked = Err(PhbFault::InvalidTve);
         assert_eq!([machine.read(RID, 0), machine.read(RID + 1, 0)], [blocked, blocked]);
         assert!(!machine.iommu.driver().is_quarantined(), "everything was confirmed");
@@ -216,10 +219,10 @@ fn e24_a_device_that_gets_no_pe_changes_nothing() {
     let mut claim = machine.claim(&[RID, RID + 1]);
     for n in [1, 2] {
         machine.phb.opal().fail_call(n);
-        assert_eq!(claim.attach(context), Err(Error::Hardware { source: 31, code: REFUSED }));
+        assert_eq!(claim.quiesce_and_attach(context), Err(Error::Hardware { source: 31, code: REFUSED }));
         assert_eq!(machine.read(RID, 0), Err(PhbFault::InvalidTve));
     }
-    claim.attach(context).expect("firmware is well again");
+    claim.quiesce_and_attach(context).expect("firmware is well again");
     assert_eq!(machine.events().iter().filter(|event| matches!(event, PhbEvent::PeSet { .. })).count(), 2);
 }
 
@@ -231,7 +234,7 @@ fn e25_all_members_of_a_group_join_and_each_is_killed() {
     machine.store(DATA, 9);
     let members = [RID, RID + 1, RID + 2];
     let mut claim = machine.claim(&members);
-    claim.attach(context).expect("an attach");
+    claim.quiesce_and_attach(context).expect("an attach");
     assert!(members.iter().all(|&rid| machine.read(rid, 0) == Ok(9)));
     let _ = machine.events();
     machine.unmap(context, 0, PAGE).expect("an unmap");
@@ -251,9 +254,9 @@ fn e26_after_a_switch_only_the_new_tables_are_seen() {
         machine.map(old, PAGE, DATA, PAGE).expect("a map");
         machine.map(new, 0, 2 * DATA, PAGE).expect("a map");
         let mut claim = machine.claim(&[RID]);
-        claim.attach(old).expect("an attach");
+        claim.quiesce_and_attach(old).expect("an attach");
         assert_eq!([machine.read(RID, 0), machine.read(RID, PAGE)], [Ok(1), Ok(1)]);
-        claim.attach(new).expect("a switch");
+        claim.quiesce_and_attach(new).expect("a switch");
         assert_eq!([machine.read(RID, 0), machine.read(RID, PAGE)], [Ok(2), Err(PhbFault::PageFault)]);
         machine.iommu.destroy_context(old).expect("nobody uses it");
         claim.detach().expect("a detach");

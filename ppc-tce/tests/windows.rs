@@ -3,7 +3,7 @@
 
 mod machine;
 
-use machine::{GIB, KINDS, Machine, MachineClaim, PAGE, VM, extent, range, spec};
+use machine::{GIB, KINDS, Machine, MachineClaim, PAGE, QuiesceAndAttach, VM, extent, range, spec};
 use portcullis_fake::phb::{PhbFault, PhbKind};
 use portcullis_hal::{Access, IoPageSize, Iova};
 use portcullis_iommu::{ContextHandle, Error};
@@ -26,7 +26,7 @@ fn sizes(kind: PhbKind) -> [IoPageSize; 4] {
 fn enter<'m>(machine: &'m Machine, spec: &ContextSpec) -> (ContextHandle, MachineClaim<'m>) {
     let context = machine.context(spec);
     let mut claim = machine.claim(&[RID]);
-    claim.attach(context).expect("an attach");
+    claim.quiesce_and_attach(context).expect("an attach");
     (context, claim)
 }
 

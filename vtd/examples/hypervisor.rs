@@ -6,15 +6,18 @@
 //!
 //! Run it with `cargo run -p portcullis-vtd --example hypervisor`.
 
+use std::time::Duration;
+
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
+    obedient::ObedientFunctions,
     vtd::{FakeVtd, FakeVtdRegisters, VtdConfig, dmar_with_one_unit},
 };
 use portcullis_hal::{
     Access, CacheMaintenance, Clock, DeviceId, Iova, IovaRange, PhysAddr, RegisterIo, RequesterId, Segment,
     TableMemory, page_pool::PagePool,
 };
-use portcullis_iommu::{Driver, Error, GroupId, Iommu, VmId};
+use portcullis_iommu::{Driver, Error, GroupId, Iommu, VmId, pci::Method};
 use portcullis_vtd::{Coherency, ContextSpec, Dmar, UnitConfig, VtdIommu, dmar::BusRange};
 
 /// The guest and its network card, 00:02.0.
@@ -23,6 +26,9 @@ const OTHER_GUEST: VmId = VmId(8);
 const CARD: DeviceId = DeviceId { segment: Segment(0), requester: RequesterId::new(0x0010) };
 /// Where the guest's driver told the card to write: one page of I/O virtual addresses.
 const BUFFER: Iova = Iova::new(0x10_0000);
+
+/// How long the card may take to end the DMA that it was told to do before.
+const QUIESCE_LIMIT: Duration = Duration::from_millis(1);
 
 /// A machine: memory, and a unit whose registers firmware announces.
 struct Machine {
@@ -69,13 +75,15 @@ fn run(machine: &Machine) -> Result<(), Error> {
     // 5. The guest takes the card. Nobody else can, before or after.
     assert_eq!(iommu.claim(OTHER_GUEST, group).err(), Some(Error::NotGranted { vm: OTHER_GUEST, group }));
     let mut claim = iommu.claim(GUEST, group)?;
-    assert_eq!(iommu.claim(GUEST, group).err(), Some(Error::OwnedBy { owner: GUEST }));
 
     // 6. Its context: 39 bits of address, cache-coherent where the unit has proved that it can.
     let coherency = snoop_control.map_or(Coherency::Device, Coherency::Enforced);
     let spec = ContextSpec { address_bits: 39, coherency, page_limit: Some(16) };
     let context = iommu.create_context(GUEST, &spec)?;
-    claim.attach(context)?;
+    // The device may still hold addresses of its former owner; the claim has blocked it.
+    let quiesced =
+        claim.quiesce(&ObedientFunctions, &FakeClock::default(), Method::BusMasterOff, QUIESCE_LIMIT)?;
+    claim.attach(context, quiesced)?;
     assert!(card_writes(2).is_err(), "blocked: nothing is mapped");
 
     // 7. One page of the guest's memory, and DMA lands in it.

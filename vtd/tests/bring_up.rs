@@ -5,7 +5,7 @@ mod machine;
 
 use std::cell::RefCell;
 
-use machine::{DATA, DEVICE, FIRMWARE, Guest, Machine, PAGE, extent};
+use machine::{DATA, DEVICE, FIRMWARE, Guest, Machine, PAGE, QuiesceAndAttach, extent};
 use portcullis_fake::{
     memory::{FakeCache, FakeMemory},
     vtd::{Reason, VtdConfig},
@@ -207,7 +207,7 @@ fn dma_follows(config: VtdConfig) {
     let Guest { mut claim, context, .. } = guest;
     claim.detach().unwrap();
     assert_eq!(machine.write(2 * PAGE, 5), Err(Reason(2)));
-    claim.attach(context).unwrap();
+    claim.quiesce_and_attach(context).unwrap();
     machine.write(2 * PAGE, 6).unwrap();
     assert_eq!(machine.byte(DATA + 3 * PAGE), 6);
 }

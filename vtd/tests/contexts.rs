@@ -8,7 +8,9 @@ use std::{
     thread,
 };
 
-use machine::{DATA, DEVICE, FAR, Guest, Machine, NEIGHBOUR, PAGE, VM, device, range, spec};
+use machine::{
+    DATA, DEVICE, FAR, Guest, Machine, NEIGHBOUR, PAGE, QuiesceAndAttach, VM, device, range, spec,
+};
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{DeviceId, Iova, RequesterId, Segment};
 use portcullis_iommu::Error;
@@ -37,7 +39,7 @@ fn f13_dma_during_switches_meets_the_old_context_the_new_one_or_none() {
         });
         for context in [first, second].into_iter().cycle().take(2000) {
             guest.claim.detach().unwrap();
-            guest.claim.attach(context).unwrap();
+            guest.claim.quiesce_and_attach(context).unwrap();
             machine.write(0, 1).unwrap();
         }
         done.store(true, Ordering::Relaxed);
@@ -55,7 +57,7 @@ fn f14_a_switch_invalidates_the_context_then_the_old_domain() {
     assert_eq!(machine.invalidations(), [], "nothing is cached of a device that was blocked");
     guest.map(0, DATA, PAGE).unwrap();
     machine.write(0, 1).unwrap();
-    guest.claim.attach(second).unwrap();
+    guest.claim.quiesce_and_attach(second).unwrap();
     let (domain, source) = (1 << 16, u64::from(DEVICE) << 32);
     assert_eq!(
         machine.invalidations(),
@@ -107,7 +109,7 @@ fn f15_all_members_of_a_group_switch_and_are_blocked_together() {
     let mut guest = Guest::with(&iommu, NEIGHBOUR, spec(39));
     guest.context = context;
     guest.map(0, DATA, PAGE).unwrap();
-    claim.attach(context).unwrap();
+    claim.quiesce_and_attach(context).unwrap();
     let write_all = |byte| members.map(|member| machine.unit.dma_write(member, 0, &[byte]));
     assert_eq!(write_all(1), [Ok(()); 3]);
     claim.detach().unwrap();
@@ -197,7 +199,7 @@ fn f17_a_domain_id_is_used_again_only_after_its_flush() {
     iommu.destroy_context(context).unwrap();
     assert_eq!(iommu.driver().pool().free_pages(), before + 3, "root, level 2, level 1");
     let next = iommu.create_context(VM, &spec(39)).unwrap();
-    claim.attach(next).unwrap();
+    claim.quiesce_and_attach(next).unwrap();
     assert_eq!(machine.write(0, 2), Err(WRITE_DENIED));
     assert_eq!(machine.write(machine::LARGE, 2), Err(WRITE_DENIED));
 }
@@ -213,7 +215,7 @@ fn f36_a_device_of_another_segment_does_not_attach() {
     iommu.grant(VM, group).unwrap();
     let mut claim = iommu.claim(VM, group).unwrap();
     let free = guest.free_pages();
-    assert_eq!(claim.attach(guest.context), Err(Error::NotBehindUnit { device: stranger }));
+    assert_eq!(claim.quiesce_and_attach(guest.context), Err(Error::NotBehindUnit { device: stranger }));
     assert_eq!(guest.free_pages(), free);
     claim.release().unwrap();
     machine.write(0, 1).expect("the device with the same number here goes on");

@@ -3,7 +3,9 @@
 
 mod machine;
 
-use machine::{DATA, DEVICE, FAR, Guest, LARGE, Machine, NEIGHBOUR, PAGE, VM, device, spec};
+use machine::{
+    DATA, DEVICE, FAR, Guest, LARGE, Machine, NEIGHBOUR, PAGE, QuiesceAndAttach, VM, device, spec,
+};
 use portcullis_fake::vtd::{Knobs, Reason, VtdConfig};
 use portcullis_hal::{Access, Iova, RegisterIo, TimedOut};
 use portcullis_iommu::{Error, Fault, FaultReason};
@@ -93,7 +95,7 @@ fn f30_an_invalidation_that_is_never_confirmed_quarantines() {
         assert_eq!(iommu.create_context(VM, &spec(39)), Err(Error::Quarantined));
         assert_eq!(iommu.enforce_cache_coherency(spare), Err(Error::Quarantined));
         assert_eq!(iommu.claim(VM, free_group).map(drop), Err(Error::Quarantined));
-        assert_eq!(guest.claim.attach(spare), Err(Error::Quarantined));
+        assert_eq!(guest.claim.quiesce_and_attach(spare), Err(Error::Quarantined));
         assert_eq!(iommu.destroy_context(spare), Err(Error::Quarantined));
         let context = guest.context;
         assert_eq!(guest.claim.release(), Err(Error::Quarantined));

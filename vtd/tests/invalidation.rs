@@ -3,7 +3,7 @@
 
 mod machine;
 
-use machine::{DATA, DEVICE, Guest, LARGE, Machine, PAGE, VM, spec};
+use machine::{DATA, DEVICE, Guest, LARGE, Machine, PAGE, QuiesceAndAttach, VM, spec};
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{Iova, PhysAddr};
 use portcullis_iommu::Error;
@@ -117,7 +117,7 @@ fn f26_pages_of_tables_come_back_after_a_flush_that_took_the_pointers() {
     machine.write(PAGE, 2).expect("through cached table pointers");
     let old = guest.context;
     let next = iommu.create_context(VM, &spec(39)).unwrap();
-    guest.claim.attach(next).unwrap();
+    guest.claim.quiesce_and_attach(next).unwrap();
     let _ = machine.invalidations();
     iommu.destroy_context(old).unwrap();
     assert_eq!(machine.invalidations(), [(IOTLB | DOMAIN | FIRST_ID | DRAIN, 0)]);
@@ -173,7 +173,7 @@ fn f27_an_attachment_that_caching_mode_cannot_confirm_is_closed_again() {
     };
     claim.detach().unwrap();
     machine.unit.misbehave(|knobs| knobs.hang_queue = true);
-    assert!(matches!(claim.attach(context), Err(Error::Timeout(_))));
+    assert!(matches!(claim.quiesce_and_attach(context), Err(Error::Timeout(_))));
     assert_eq!(machine.write(0, 1), Err(Reason(2)));
 }
 

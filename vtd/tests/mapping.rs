@@ -3,7 +3,7 @@
 
 mod machine;
 
-use machine::{DATA, DEVICE, FAR, Guest, LARGE, Machine, PAGE, VM, device, extent, spec};
+use machine::{DATA, DEVICE, FAR, Guest, LARGE, Machine, PAGE, QuiesceAndAttach, VM, device, extent, spec};
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{Access, Iova, TableMemory, sync::Ordering};
 use portcullis_iommu::{ContextHandle, Error};
@@ -59,13 +59,13 @@ fn f18_contexts_and_attachments_that_miss_a_page_change_nothing() {
     let far = iommu.add_group(&[device(FAR)]).unwrap();
     iommu.grant(VM, far).unwrap();
     let mut claim = iommu.claim(VM, far).unwrap();
-    assert_eq!(claim.attach(guest.context), Err(Error::NeedPages { count: 1 }));
+    assert_eq!(claim.quiesce_and_attach(guest.context), Err(Error::NeedPages { count: 1 }));
     assert_eq!(machine.unit.dma_write(FAR, 0, &[1]), Err(Reason(1)));
     guest.claim.detach().unwrap();
     iommu.destroy_context(guest.context).expect("the refused attach counts no user");
     assert_eq!(guest.free_pages(), 1);
     let next = iommu.create_context(VM, &spec(39)).expect("the failed attempt kept no domain ID");
-    guest.claim.attach(next).unwrap();
+    guest.claim.quiesce_and_attach(next).unwrap();
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn f22_every_leaf_of_an_enforcing_context_and_no_other_carries_snp() {
     let mut guest = Guest::new(&iommu);
     for (context, expected) in [(guest.context, 0), (enforcing, SNP)] {
         guest.context = context;
-        guest.claim.attach(context).unwrap();
+        guest.claim.quiesce_and_attach(context).unwrap();
         guest.map(0, DATA + 5 * PAGE, PAGE).unwrap();
         guest.map(PAGE, DATA + 6 * PAGE, PAGE).expect("into the same table");
         guest.map(LARGE, DATA + LARGE, LARGE).unwrap();

@@ -8,7 +8,7 @@ use portcullis_iommu::pci::{Acs, BusRange, Method, PciFunction, PciKind, assign_
 use crate::machine::{AnyClock, unknown};
 
 /// Configuration space that reads as anything.
-struct AnyConfig;
+pub(crate) struct AnyConfig;
 
 impl ConfigSpace for AnyConfig {
     fn read32(&self, device: DeviceId, offset: u16) -> u32 {

@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use portcullis_hal::{
-    DeviceId, DonatedPages, IoPageSize, Iova, PhysAddr, Segment,
+    Clock, ConfigSpace, DeviceId, DonatedPages, IoPageSize, Iova, PhysAddr, Segment,
     arch::powerpc64::{CoherentCaches, RealModeRegisters, TimeBaseClock},
 };
 use portcullis_iommu::{Error, Iommu};
@@ -18,7 +18,7 @@ use portcullis_suite::{
     withhold::Withholding,
 };
 
-use crate::{console, firmware::OpalPci, image, tree::Phb};
+use crate::{console, firmware::OpalPci, image, pci::OpalConfig, tree::Phb};
 
 /// Three levels of 512 entries on pages of 4 KiB.
 const WINDOW_BITS: u8 = 39;
@@ -177,6 +177,14 @@ impl<'b> Board for PowerNv<'b> {
     /// QEMU freezes no PE.
     fn reports_faults(&self) -> bool {
         false
+    }
+
+    fn config_space(&self) -> impl ConfigSpace + '_ {
+        OpalConfig { phb: self.phb.id }
+    }
+
+    fn clock(&self) -> impl Clock + '_ {
+        TimeBaseClock
     }
 
     fn emit(&self, event: &Event<'_>) {

@@ -4,7 +4,7 @@ use heapless::Vec;
 use pci_types::{
     Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, PciAddress, PciHeader, PciPciBridgeHeader,
 };
-use portcullis_hal::{DeviceId, RequesterId, Segment};
+use portcullis_hal::{ConfigSpace, DeviceId, RequesterId, Segment};
 
 use crate::{
     opal,
@@ -27,8 +27,18 @@ const NVME_CLASS: (u8, u8, u8) = (1, 8, 2);
 
 /// Configuration space by OPAL.
 #[derive(Clone, Copy, Debug)]
-struct OpalConfig {
-    phb: u64,
+pub(crate) struct OpalConfig {
+    pub(crate) phb: u64,
+}
+
+impl ConfigSpace for OpalConfig {
+    fn read32(&self, device: DeviceId, offset: u16) -> u32 {
+        opal::config_read(self.phb, device.requester.as_u16(), offset.into())
+    }
+
+    fn write32(&self, device: DeviceId, offset: u16, value: u32) {
+        opal::config_write(self.phb, device.requester.as_u16(), offset.into(), value);
+    }
 }
 
 impl ConfigRegionAccess for OpalConfig {

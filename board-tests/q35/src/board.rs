@@ -1,7 +1,7 @@
 //! A q35 machine as the suite sees it.
 
 use portcullis_hal::{
-    DeviceId, DonatedPages, Iova, PhysAddr,
+    Clock, ConfigSpace, DeviceId, DonatedPages, Iova, PhysAddr,
     arch::x86_64::{CacheLines, MmioRegisters, TimeStampClock},
 };
 use portcullis_iommu::{Error, Iommu};
@@ -11,6 +11,7 @@ use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu, spec::registe
 use crate::{
     console,
     memory::{self, MEMORY},
+    pci::ConfigPorts,
     walk,
 };
 
@@ -131,6 +132,14 @@ impl<'b> Board for Q35<'b> {
 
     fn reports_faults(&self) -> bool {
         true
+    }
+
+    fn config_space(&self) -> impl ConfigSpace + '_ {
+        ConfigPorts
+    }
+
+    fn clock(&self) -> impl Clock + '_ {
+        self.clock
     }
 
     fn emit(&self, event: &Event<'_>) {

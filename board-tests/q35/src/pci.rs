@@ -4,7 +4,7 @@ use pci_types::{
     Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, PciAddress, PciHeader,
     PciPciBridgeHeader,
 };
-use portcullis_hal::{DeviceId, RequesterId, Segment};
+use portcullis_hal::{ConfigSpace, DeviceId, RequesterId, Segment};
 use portcullis_vtd::dmar::BusRange;
 use x86_64::instructions::port::Port;
 
@@ -41,6 +41,30 @@ impl ConfigRegionAccess for ConfigPorts {
         // SAFETY: the caller says that the register may be written so.
         unsafe { Self::select(address, offset).write(value) }
     }
+}
+
+impl ConfigSpace for ConfigPorts {
+    fn read32(&self, device: DeviceId, offset: u16) -> u32 {
+        match reachable(device, offset) {
+            // SAFETY: no register of the suite's devices acts on being read.
+            Some(address) => unsafe { self.read(address, offset) },
+            None => u32::MAX,
+        }
+    }
+
+    fn write32(&self, device: DeviceId, offset: u16, value: u32) {
+        if let Some(address) = reachable(device, offset) {
+            // SAFETY: the policy writes Command registers of functions that the suite owns.
+            unsafe { self.write(address, offset, value) };
+        }
+    }
+}
+
+/// Where the ports find a register: they end at 256 bytes.
+fn reachable(device: DeviceId, offset: u16) -> Option<PciAddress> {
+    let requester = device.requester;
+    let address = PciAddress::new(0, requester.bus(), requester.device(), requester.function());
+    (device.segment == Segment(0) && offset < 0x100).then_some(address)
 }
 
 /// All functions that answer, in the order of their addresses.

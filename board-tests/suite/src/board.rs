@@ -1,6 +1,6 @@
 //! What a scenario needs of a machine.
 
-use portcullis_hal::{DeviceId, DmaExtent, Iova, PhysAddr};
+use portcullis_hal::{Clock, ConfigSpace, DeviceId, DmaExtent, Iova, PhysAddr};
 use portcullis_iommu::{Driver, Error, Fault, Iommu};
 
 use crate::event::Event;
@@ -72,6 +72,12 @@ pub trait Board {
     fn take_fault(&self) -> Option<Fault> {
         self.iommu().take_fault()
     }
+
+    /// The configuration space of the devices.
+    fn config_space(&self) -> impl ConfigSpace + '_;
+
+    /// Time, for waits on devices.
+    fn clock(&self) -> impl Clock + '_;
 
     /// Sends an event to the host.
     fn emit(&self, event: &Event<'_>);

@@ -13,5 +13,6 @@
 
 pub mod config_space;
 pub mod memory;
+pub mod obedient;
 pub mod phb;
 pub mod vtd;

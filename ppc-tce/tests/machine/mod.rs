@@ -12,12 +12,13 @@ use std::{
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
+    obedient::ObedientFunctions,
     phb::{FakePhb, Opal, PhbEvent, PhbFault, PhbKind},
 };
 use portcullis_hal::{
     DeviceId, DmaExtent, IoPageSize, Iova, IovaRange, PagePool, PhysAddr, PhysRange, RequesterId, Segment,
 };
-use portcullis_iommu::{Claim, ContextHandle, Error, GroupId, Iommu, VmId};
+use portcullis_iommu::{Claim, ContextHandle, Error, GroupId, Iommu, VmId, pci::Method};
 use portcullis_ppc_tce::{
     Config, ContextSpec, Firmware, FirmwareError, Generation, PeNumber, PestEntry, TableRoot, TceIommu,
     WindowNumber,
@@ -187,7 +188,7 @@ impl Machine {
     pub fn attached(&self, rid: u16) -> (ContextHandle, MachineClaim<'_>) {
         let context = self.context(&spec(2, GIB));
         let mut claim = self.claim(&[rid]);
-        claim.attach(context).expect("an attach");
+        claim.quiesce_and_attach(context).expect("an attach");
         (context, claim)
     }
 
@@ -281,4 +282,23 @@ pub fn extent(phys: u64, bytes: u64) -> DmaExtent {
     let range = PhysRange::new(PhysAddr::new(phys), bytes).expect("a range");
     // SAFETY: the machine is a model; nothing of this process lies at its physical addresses.
     unsafe { DmaExtent::new(range) }
+}
+
+/// Attaches a claim, and quiesces its devices first where that was not done under this ownership.
+pub trait QuiesceAndAttach {
+    fn quiesce_and_attach(&mut self, context: ContextHandle) -> Result<(), Error>;
+}
+
+impl<D: portcullis_iommu::Driver, const GROUPS: usize, const CONTEXTS: usize> QuiesceAndAttach
+    for Claim<'_, D, GROUPS, CONTEXTS>
+{
+    fn quiesce_and_attach(&mut self, context: ContextHandle) -> Result<(), Error> {
+        match self.switch(context) {
+            Err(Error::NotQuiesced { .. }) => {}
+            switched => return switched,
+        }
+        let (clock, limit) = (FakeClock::default(), Duration::from_millis(1));
+        let quiesced = self.quiesce(&ObedientFunctions, &clock, Method::BusMasterOff, limit)?;
+        self.attach(context, quiesced)
+    }
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
+    obedient::ObedientFunctions,
     vtd::{FakeVtd, FakeVtdRegisters, Reason, VtdConfig},
 };
 use portcullis_hal::{
     Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
     page_pool::PagePool,
 };
-use portcullis_iommu::{Claim, ContextHandle, Error, Iommu, VmId};
+use portcullis_iommu::{Claim, ContextHandle, Error, Iommu, VmId, pci::Method};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
 
 pub(crate) type Driver = VtdIommu<FakeVtdRegisters, FakeMemory, FakeClock, FakeCache>;
@@ -149,7 +150,7 @@ impl<'i> Guest<'i> {
         let group = iommu.add_group(&[device(requester)]).unwrap();
         iommu.grant(VM, group).unwrap();
         let mut claim = iommu.claim(VM, group).unwrap();
-        claim.attach(context).unwrap();
+        claim.quiesce_and_attach(context).unwrap();
         Self { iommu, context, claim }
     }
 
@@ -173,5 +174,24 @@ impl<'i> Guest<'i> {
 
     pub(crate) fn free_pages(&self) -> usize {
         self.iommu.driver().pool().free_pages()
+    }
+}
+
+/// Attaches a claim, and quiesces its devices first where that was not done under this ownership.
+pub(crate) trait QuiesceAndAttach {
+    fn quiesce_and_attach(&mut self, context: ContextHandle) -> Result<(), Error>;
+}
+
+impl<D: portcullis_iommu::Driver, const GROUPS: usize, const CONTEXTS: usize> QuiesceAndAttach
+    for Claim<'_, D, GROUPS, CONTEXTS>
+{
+    fn quiesce_and_attach(&mut self, context: ContextHandle) -> Result<(), Error> {
+        match self.switch(context) {
+            Err(Error::NotQuiesced { .. }) => {}
+            switched => return switched,
+        }
+        let (clock, limit) = (FakeClock::default(), Duration::from_millis(1));
+        let quiesced = self.quiesce(&ObedientFunctions, &clock, Method::BusMasterOff, limit)?;
+        self.attach(context, quiesced)
     }
 }

@@ -15,6 +15,8 @@ pub(super) const BYTES: u32 = 256;
 pub(super) const PAGE: u64 = 4096;
 /// The VM that most scenarios act for.
 pub(super) const VM: VmId = VmId(1);
+/// One that must not get in its way.
+pub(super) const OTHER_VM: VmId = VmId(2);
 
 /// The buffer whose data devices are loaded with; scenarios use the others.
 const LOADER: usize = 15;
@@ -108,35 +110,6 @@ impl<'b, B: Board> Stage<'b, B> {
     pub(super) fn at(&self, context: ContextHandle, page: u64) -> Result<Iova, Failure> {
         let aperture = self.iommu().aperture(context)?;
         need(aperture.range.start().checked_add(page * PAGE), "an address beyond 64 bits")
-    }
-
-    pub(super) fn attach(
-        &self,
-        claim: &mut Owned<'b, B>,
-        index: usize,
-        context: ContextHandle,
-    ) -> Result<(), Failure> {
-        claim.attach(context)?;
-        let requester = self.device(index)?.id().requester.as_u16();
-        self.board.emit(&Event::Attached { requester, context: context.slot() });
-        Ok(())
-    }
-
-    pub(super) fn detach(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
-        claim.detach()?;
-        self.tell_detached(index)
-    }
-
-    /// Gives an attached device back.
-    pub(super) fn release(&self, claim: Owned<'b, B>, index: usize) -> Result<(), Failure> {
-        claim.release()?;
-        self.tell_detached(index)
-    }
-
-    fn tell_detached(&self, index: usize) -> Result<(), Failure> {
-        let requester = self.device(index)?.id().requester.as_u16();
-        self.board.emit(&Event::Detached { requester });
-        Ok(())
     }
 
     /// Maps buffer `index` at `iova` and checks that a look-up finds it there.

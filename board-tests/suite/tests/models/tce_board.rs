@@ -2,9 +2,12 @@
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
+    obedient::ObedientFunctions,
     phb::{FakePhb, Hang, Opal, PhbEvent, PhbKind, Timing},
 };
-use portcullis_hal::{DeviceId, IoPageSize, Iova, PagePool, PhysAddr, RequesterId, Segment};
+use portcullis_hal::{
+    Clock, ConfigSpace, DeviceId, IoPageSize, Iova, PagePool, PhysAddr, RequesterId, Segment,
+};
 use portcullis_iommu::{Error, Iommu};
 use portcullis_ppc_tce::{
     Config, ContextSpec, Firmware, FirmwareError, Generation, PeNumber, PestEntry, TableRoot, TceIommu,
@@ -168,6 +171,14 @@ impl Board for TceBoard {
 
     fn reports_faults(&self) -> bool {
         true
+    }
+
+    fn config_space(&self) -> impl ConfigSpace + '_ {
+        ObedientFunctions
+    }
+
+    fn clock(&self) -> impl Clock + '_ {
+        self.machine.clock.clone()
     }
 
     fn emit(&self, event: &Event<'_>) {

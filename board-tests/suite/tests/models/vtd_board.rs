@@ -4,9 +4,12 @@ use std::{cell::RefCell, rc::Rc};
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
+    obedient::ObedientFunctions,
     vtd::{FakeVtd, FakeVtdRegisters, Posted, VtdConfig},
 };
-use portcullis_hal::{DeviceId, Iova, PagePool, PhysAddr, RegisterIo, RequesterId, Segment};
+use portcullis_hal::{
+    Clock, ConfigSpace, DeviceId, Iova, PagePool, PhysAddr, RegisterIo, RequesterId, Segment,
+};
 use portcullis_iommu::{Error, Iommu};
 use portcullis_suite::{Board, Buffer, DmaDevice, Event, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
@@ -195,6 +198,14 @@ impl Board for VtdBoard {
     }
 
     /// An event says that a call has returned: from then on nothing may be on its way any more.
+    fn config_space(&self) -> impl ConfigSpace + '_ {
+        ObedientFunctions
+    }
+
+    fn clock(&self) -> impl Clock + '_ {
+        self.machine.clock.clone()
+    }
+
     fn emit(&self, event: &Event<'_>) {
         self.machine.emit(event);
         match *event {
