@@ -5,7 +5,7 @@ use core::time::Duration;
 use portcullis_hal::{
     Clock, DeviceId,
     gate::{Closed, Closing},
-    sync::Ordering,
+    sync::{Ordering, spin_loop},
 };
 
 use crate::{
@@ -78,7 +78,7 @@ impl<C: Clock, N: FnMut(UserId)> Hands for Patient<'_, C, N> {
 
     fn may_wait(&mut self) -> bool {
         self.polls = self.polls.saturating_sub(1);
-        core::hint::spin_loop();
+        spin_loop();
         self.polls > 0 && self.clock.now().saturating_sub(self.begun) < self.limit
     }
 }
