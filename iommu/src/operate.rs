@@ -214,7 +214,6 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     fn make(&self, slot: &Slot<D::Context>, index: usize, spec: Option<&D::Spec>) -> Answer {
         let owner = self.control.lock().ownership.owner_of(index);
         let (Some(spec), Some(owner)) = (spec, owner) else { return Answer::Refused(Error::Busy) };
-        // Somebody with an old handle may just be turning away at the gate.
         let closed = slot.gate.shut().and_then(|closing| closing.drain(&Still, Duration::ZERO).ok());
         let Some(mut closed) = closed else { return Answer::Refused(Error::Busy) };
         match self.driver.create(&Permit::new(), spec) {
@@ -222,7 +221,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
                 *closed = Some(Context { owner, tables });
                 Answer::Done
             }
-            Err(error) => Answer::Refused(error),
+            Err(error) => {
+                closed.keep_shut();
+                Answer::Refused(error)
+            }
         }
     }
 
@@ -232,7 +234,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         }
         let closed = slot.gate.shut().and_then(|closing| closing.drain(&Still, Duration::ZERO).ok());
         let Some(mut closed) = closed else { return Answer::Failed(Error::Busy) };
-        match closed.take() {
+        let context = closed.take();
+        // Nobody has to look behind it before the next context is made.
+        closed.keep_shut();
+        match context {
             Some(context) => self.driver.destroy(&Permit::new(), context.tables).into(),
             None => Answer::Done,
         }

@@ -17,10 +17,11 @@ use loom::{
         },
     },
 };
-use portcullis_iommu::{Coherency, Error, GroupId, Notice, Trusted, UserId, VmId};
-use small::{BLOCKED, NON_COHERENT, OTHER, Policy, Stopped, VM, attach, attached, cpu, device, machine};
+use portcullis_iommu::{Because, Coherency, Error, GroupId, Notice, Trusted, UserId, VmId};
+use small::{BLOCKED, OTHER, Policy, Stopped, VM, attach, attached, cpu, device, machine};
 
 const USER: UserId = UserId(7);
+const NON_COHERENT: Coherency = Coherency::NonCoherent { because: Because::NotEnforced };
 
 /// Claims for ever; whether it got the group.
 fn claim_for_good(iommu: &Policy, vm: VmId, group: GroupId) -> bool {

@@ -15,11 +15,9 @@ use loom::{
     thread,
 };
 use portcullis_fake::obedient::ObedientFunctions;
-use portcullis_hal::{
-    Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
-};
+use portcullis_hal::{Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RequesterId, Segment};
 use portcullis_iommu::{
-    Aperture, Because, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
+    Aperture, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
     PageSizes, Permit, Target, VmId, pci::Method,
 };
 
@@ -177,18 +175,8 @@ pub(crate) fn attach(claim: &mut Claim<'_, Small, 1, 2>, context: ContextHandle)
     claim.attach(context, quiet.expect("a proof")).expect("an attach");
 }
 
-pub(crate) const NON_COHERENT: Coherency = Coherency::NonCoherent { because: Because::NotEnforced };
-
 pub(crate) fn device() -> DeviceId {
     DeviceId { segment: Segment(0), requester: RequesterId::new(1) }
-}
-
-/// Maps the page of `number`.
-pub(crate) fn map(iommu: &Policy, context: ContextHandle, number: u32) -> Result<(), Error> {
-    let range = PhysRange::new(PhysAddr::new(u64::from(number) * PAGE), PAGE).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    let extent = unsafe { DmaExtent::new(range) };
-    iommu.map(context, Iova::new(0), extent, Access::READ)
 }
 
 /// Another CPU.

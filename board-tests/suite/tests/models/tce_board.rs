@@ -5,7 +5,9 @@ use portcullis_fake::{
     obedient::ObedientFunctions,
     phb::{FakePhb, Hang, Opal, PhbEvent, PhbKind, Timing},
 };
-use portcullis_hal::{Clock, ConfigSpace, DeviceId, IoPageSize, Iova, PagePool, PhysAddr, RequesterId, Segment};
+use portcullis_hal::{
+    Clock, ConfigSpace, DeviceId, IoPageSize, Iova, PagePool, PhysAddr, RequesterId, Segment,
+};
 use portcullis_iommu::{Error, Iommu};
 use portcullis_ppc_tce::{
     Config, ContextSpec, Firmware, FirmwareError, Generation, PeNumber, PestEntry, TableRoot, TceIommu,

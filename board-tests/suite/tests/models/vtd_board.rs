@@ -7,7 +7,9 @@ use portcullis_fake::{
     obedient::ObedientFunctions,
     vtd::{FakeVtd, FakeVtdRegisters, Posted, VtdConfig},
 };
-use portcullis_hal::{Clock, ConfigSpace, DeviceId, Iova, PagePool, PhysAddr, RegisterIo, RequesterId, Segment};
+use portcullis_hal::{
+    Clock, ConfigSpace, DeviceId, Iova, PagePool, PhysAddr, RegisterIo, RequesterId, Segment,
+};
 use portcullis_iommu::{Error, Iommu};
 use portcullis_suite::{Board, Buffer, DmaDevice, Event, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
