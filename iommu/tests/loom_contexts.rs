@@ -120,8 +120,6 @@ fn l04_who_knows_of_a_revocation_maps_nothing() {
         let revoked = Arc::new(AtomicBool::new(false));
         let known = revoked.clone();
         let guest = cpu(&iommu, move |iommu| {
-            // A drain that meets this one may time out.
-            map(iommu, context);
             let known = known.load(Acquire);
             assert!(!(map(iommu, context) && known), "mapped after the revocation had returned");
         });

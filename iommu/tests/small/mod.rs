@@ -18,7 +18,7 @@ use portcullis_fake::obedient::ObedientFunctions;
 use portcullis_hal::{Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RequesterId, Segment};
 use portcullis_iommu::{
     Aperture, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
-    PageSizes, Permit, Target, VmId, pci::Method,
+    PageSizes, Permit, Removals, Target, VmId, pci::Method,
 };
 
 pub(crate) const VM: VmId = VmId(1);
@@ -35,6 +35,8 @@ pub(crate) type Policy = Iommu<Small, 1, 2>;
 pub(crate) struct Small {
     /// The context that the device reaches, by number.
     pub(crate) reached: AtomicU32,
+    /// Invalidations that were confirmed.
+    pub(crate) flushed: AtomicU32,
     /// Contexts that were made.
     pub(crate) made: AtomicU32,
     /// Contexts that were given back.
@@ -55,11 +57,23 @@ impl Small {
     fn running() -> Self {
         Self {
             reached: AtomicU32::new(9),
+            flushed: AtomicU32::new(0),
             made: AtomicU32::new(0),
             destroyed: AtomicU32::new(0),
             left: AtomicU32::new(EMPTY),
         }
     }
+}
+
+/// Empties the entry; what was in it.
+fn clear<R: Removals>(tables: &Tables, removals: &mut R) -> u32 {
+    // Nobody else changes it meanwhile. A load is what finds a change that was not seen.
+    let entry = tables.entry.load(Relaxed);
+    tables.entry.store(EMPTY, Relaxed);
+    if entry != EMPTY {
+        removals.removed(PhysAddr::new(u64::from(entry) * PAGE), PAGE);
+    }
+    entry
 }
 
 impl Driver for Small {
@@ -72,13 +86,13 @@ impl Driver for Small {
         Ok(Tables { number, entry: AtomicU32::new(EMPTY), coherency: *spec })
     }
 
-    fn destroy(&self, _: &Permit, context: Tables) -> Outcome {
+    fn destroy<R: Removals>(&self, _: &Permit, context: Tables, removals: &mut R) -> Outcome {
         assert_ne!(
             self.reached.load(Relaxed),
             context.number,
             "tables were given back that a device reaches"
         );
-        self.left.store(context.entry.load(Relaxed), Relaxed);
+        self.left.store(clear(&context, removals), Relaxed);
         self.destroyed.fetch_add(1, Relaxed);
         Outcome::Done
     }
@@ -106,17 +120,24 @@ impl Driver for Small {
         Outcome::Done
     }
 
-    fn map(&self, _: &Permit, to: &Tables, _: Iova, extent: DmaExtent, _: Access) -> Result<(), Error> {
+    fn map(&self, _: &Permit, to: &Tables, _: Iova, extent: DmaExtent, _: Access) -> Result<Outcome, Error> {
         to.entry.store((extent.start().as_u64() / PAGE) as u32, Relaxed);
-        Ok(())
+        Ok(Outcome::Done)
     }
 
-    fn unmap(&self, _: &Permit, of: &Tables, range: IovaRange, _: &mut Debts) -> Result<u64, Error> {
-        of.entry.store(EMPTY, Relaxed);
-        Ok(range.bytes())
+    fn unmap<R: Removals>(
+        &self,
+        _: &Permit,
+        of: &Tables,
+        _: IovaRange,
+        _: &mut Debts,
+        removals: &mut R,
+    ) -> Result<u64, Error> {
+        Ok(if clear(of, removals) == EMPTY { 0 } else { PAGE })
     }
 
     fn flush(&self, permit: &Permit, _: &Tables, debts: &mut Debts) -> Outcome {
+        self.flushed.fetch_add(1, Relaxed);
         debts.settle(permit);
         Outcome::Done
     }

@@ -4,6 +4,7 @@ mod coherency;
 mod hardware;
 mod isolation;
 mod mapping;
+mod ownership;
 mod stage;
 
 use bitflags::bitflags;
@@ -115,6 +116,10 @@ catalogue! {
     coherency::snoop_refused_after_mappings shows ["S16"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_without_control shows ["S17"] needs Requires::NO_SNOOP_CONTROL;
     isolation::queues_and_data_are_translated shows ["S20"] needs Requires::QUEUE_DEVICE;
+    ownership::revoked_device_is_blocked shows ["S21"] needs ANY;
+    ownership::hand_over shows ["S22"] needs ANY;
+    ownership::death_of_a_vm shows ["S23"] needs ANY;
+    ownership::flushes_follow_contexts shows ["S24"] needs Requires::SNOOP_CONTROL;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
 }

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use portcullis_hal::{Access, ConfigSpace, DeviceId, Iova, IovaRange};
 use portcullis_iommu::{
-    Claim, ContextHandle, Driver, Error, Fault, FaultReason, GroupId, Iommu, VmId, pci::Method,
+    Claim, ContextHandle, Driver, Error, Fault, FaultReason, GroupId, Iommu, QuiescedGroup, VmId, pci::Method,
 };
 
 use super::Failure;
@@ -19,6 +19,8 @@ pub(super) const BYTES: u32 = 256;
 pub(super) const PAGE: u64 = 4096;
 /// The VM that most scenarios act for.
 pub(super) const VM: VmId = VmId(1);
+/// One that must not get in its way.
+pub(super) const OTHER_VM: VmId = VmId(2);
 
 /// How long a device may take to end what it was told to do.
 const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
@@ -144,9 +146,21 @@ impl<'b, B: Board> Stage<'b, B> {
             Err(Error::NotQuiesced { .. }) => {}
             switched => return switched,
         }
-        let (config, clock) = (self.board.config_space(), self.board.clock());
-        let quiesced = claim.quiesce(&config, &clock, Method::BusMasterOff, QUIESCE_LIMIT)?;
+        let quiesced = self.quiesce(claim)?;
         claim.attach(context, quiesced)
+    }
+
+    /// Makes the devices of a claim end their DMA.
+    fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
+        let (config, clock) = (self.board.config_space(), self.board.clock());
+        claim.quiesce(&config, &clock, Method::BusMasterOff, QUIESCE_LIMIT)
+    }
+
+    /// Tells the host that device `index` was blocked.
+    pub(super) fn blocked(&self, index: usize) -> Result<(), Failure> {
+        let requester = self.device(index)?.id().requester.as_u16();
+        self.board.emit(&Event::Detached { requester });
+        Ok(())
     }
 
     /// Turns bus mastering on again (PCI Express 6.0, 7.5.1.1.3).
@@ -158,9 +172,7 @@ impl<'b, B: Board> Stage<'b, B> {
 
     pub(super) fn detach(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
         claim.detach()?;
-        let requester = self.device(index)?.id().requester.as_u16();
-        self.board.emit(&Event::Detached { requester });
-        Ok(())
+        self.blocked(index)
     }
 
     /// Maps buffer `index` at `iova` and checks that a look-up finds it there.
