@@ -5,7 +5,7 @@ mod machine;
 
 use std::sync::atomic::Ordering;
 
-use machine::{QuiesceAndAttach, GIB, KINDS, Machine, PAGE, device, extent, spec};
+use machine::{GIB, KINDS, Machine, PAGE, QuiesceAndAttach, device, extent, spec};
 use portcullis_fake::phb::{PhbFault, PhbKind};
 use portcullis_hal::{Access, Iova};
 use portcullis_iommu::{Fault, FaultReason};

@@ -5,7 +5,7 @@ mod machine;
 
 use std::thread;
 
-use machine::{QuiesceAndAttach, GIB, KINDS, Machine, PAGE, POOL_PAGES, hardware, spec};
+use machine::{GIB, KINDS, Machine, PAGE, POOL_PAGES, QuiesceAndAttach, hardware, spec};
 use portcullis_fake::{
     memory::{FakeCache, FakeClock},
     phb::{Hang, PhbEvent, PhbFault, PhbKind, Timing},

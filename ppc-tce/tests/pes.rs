@@ -3,7 +3,10 @@
 
 mod machine;
 
-use machine::{QuiesceAndAttach, DEVICES, GIB, KINDS, Machine, PAGE, POOL_PAGES, VM, bring_up, config, device, hardware, spec};
+use machine::{
+    DEVICES, GIB, KINDS, Machine, PAGE, POOL_PAGES, QuiesceAndAttach, VM, bring_up, config, device, hardware,
+    spec,
+};
 use portcullis_fake::phb::{Hang, PhbEvent, PhbFault, PhbKind};
 use portcullis_hal::{DeviceId, RequesterId, Segment};
 use portcullis_iommu::Error;

@@ -3,7 +3,7 @@
 
 mod machine;
 
-use machine::{QuiesceAndAttach, GIB, KINDS, Machine, MachineClaim, PAGE, VM, extent, range, spec};
+use machine::{GIB, KINDS, Machine, MachineClaim, PAGE, QuiesceAndAttach, VM, extent, range, spec};
 use portcullis_fake::phb::{PhbFault, PhbKind};
 use portcullis_hal::{Access, IoPageSize, Iova};
 use portcullis_iommu::{ContextHandle, Error};

@@ -81,7 +81,8 @@ fn run(machine: &Machine) -> Result<(), Error> {
     let spec = ContextSpec { address_bits: 39, coherency, page_limit: Some(16) };
     let context = iommu.create_context(GUEST, &spec)?;
     // The device may still hold addresses of its former owner; the claim has blocked it.
-    let quiesced = claim.quiesce(&ObedientFunctions, &FakeClock::default(), Method::BusMasterOff, QUIESCE_LIMIT)?;
+    let quiesced =
+        claim.quiesce(&ObedientFunctions, &FakeClock::default(), Method::BusMasterOff, QUIESCE_LIMIT)?;
     claim.attach(context, quiesced)?;
     assert!(card_writes(2).is_err(), "blocked: nothing is mapped");
 

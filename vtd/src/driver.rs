@@ -5,8 +5,8 @@ use portcullis_hal::{
     Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RegisterIo, TableMemory,
 };
 use portcullis_iommu::{
-    Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Target, driver::MAX_MEMBERS,
-    driver::TablesChanged,
+    Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Target,
+    driver::MAX_MEMBERS, driver::TablesChanged,
 };
 
 use crate::{

@@ -5,7 +5,7 @@ mod machine;
 
 use std::cell::RefCell;
 
-use machine::{QuiesceAndAttach, DATA, DEVICE, FIRMWARE, Guest, Machine, PAGE, extent};
+use machine::{DATA, DEVICE, FIRMWARE, Guest, Machine, PAGE, QuiesceAndAttach, extent};
 use portcullis_fake::{
     memory::{FakeCache, FakeMemory},
     vtd::{Reason, VtdConfig},

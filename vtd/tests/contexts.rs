@@ -8,7 +8,9 @@ use std::{
     thread,
 };
 
-use machine::{QuiesceAndAttach, DATA, DEVICE, FAR, Guest, Machine, NEIGHBOUR, PAGE, VM, device, range, spec};
+use machine::{
+    DATA, DEVICE, FAR, Guest, Machine, NEIGHBOUR, PAGE, QuiesceAndAttach, VM, device, range, spec,
+};
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{DeviceId, Iova, RequesterId, Segment};
 use portcullis_iommu::Error;

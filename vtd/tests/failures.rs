@@ -3,7 +3,9 @@
 
 mod machine;
 
-use machine::{QuiesceAndAttach, DATA, DEVICE, FAR, Guest, LARGE, Machine, NEIGHBOUR, PAGE, VM, device, spec};
+use machine::{
+    DATA, DEVICE, FAR, Guest, LARGE, Machine, NEIGHBOUR, PAGE, QuiesceAndAttach, VM, device, spec,
+};
 use portcullis_fake::vtd::{Knobs, Reason, VtdConfig};
 use portcullis_hal::{Access, Iova, RegisterIo, TimedOut};
 use portcullis_iommu::{Error, Fault, FaultReason};

@@ -3,7 +3,7 @@
 
 mod machine;
 
-use machine::{QuiesceAndAttach, DATA, DEVICE, Guest, LARGE, Machine, PAGE, VM, spec};
+use machine::{DATA, DEVICE, Guest, LARGE, Machine, PAGE, QuiesceAndAttach, VM, spec};
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{Iova, PhysAddr};
 use portcullis_iommu::Error;

@@ -3,7 +3,7 @@
 
 mod machine;
 
-use machine::{QuiesceAndAttach, DATA, DEVICE, FAR, Guest, LARGE, Machine, PAGE, VM, device, extent, spec};
+use machine::{DATA, DEVICE, FAR, Guest, LARGE, Machine, PAGE, QuiesceAndAttach, VM, device, extent, spec};
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{Access, Iova, TableMemory, sync::Ordering};
 use portcullis_iommu::{ContextHandle, Error};

@@ -33,9 +33,11 @@ pub(super) fn lost_invalidation_quarantines<B: Board>(stage: &Stage<'_, B>) -> R
     stage.refuses("unmap without confirmation", iommu.unmap(context, range), |error| {
         matches!(error, Error::Timeout(_))
     })?;
-    stage.refuses("attach to a quarantined unit", stage.quiesce_and_attach(&mut other, context), |error| {
-        matches!(error, Error::Quarantined | Error::Timeout(_))
-    })?;
+    stage.refuses(
+        "attach to a quarantined unit",
+        stage.quiesce_and_attach(&mut other, context),
+        |error| matches!(error, Error::Quarantined | Error::Timeout(_)),
+    )?;
     ensure(claim.detach().is_err(), "dead hardware confirmed a block")?;
     stage.refuses("destroy what hardware may still read", iommu.destroy_context(context), |error| {
         error == Error::Quarantined

@@ -87,9 +87,11 @@ pub(super) fn claim_needs_a_grant<B: Board>(stage: &Stage<'_, B>) -> Result<(), 
     claim.release()?;
     let mut claim = iommu.claim(OTHER_VM, group)?;
     let context = stage.context(VM)?;
-    stage.refuses("attach to another VM's context", stage.quiesce_and_attach(&mut claim, context), |error| {
-        error == Error::OwnedBy { owner: VM }
-    })?;
+    stage.refuses(
+        "attach to another VM's context",
+        stage.quiesce_and_attach(&mut claim, context),
+        |error| error == Error::OwnedBy { owner: VM },
+    )?;
     ensure(
         stage.write_blindly(0, aimed, buffer)? == Effect::Blocked,
         "a claimed, unattached device reached memory",
