@@ -5,7 +5,8 @@ use portcullis_iommu::{Error, FaultReason, VmId};
 
 use super::{
     Failure,
-    stage::{BYTES, Stage, VM, ensure, need},
+    stage::{Stage, VM, ensure, need},
+    transfer::BYTES,
 };
 use crate::{
     board::{Board, DmaDevice},

@@ -1,10 +1,14 @@
 //! The scenarios: what they need, which promises they show, and how to run one by name.
 
 mod coherency;
+mod handover;
 mod hardware;
 mod isolation;
 mod mapping;
 mod stage;
+mod transfer;
+mod watch;
+mod words;
 
 use bitflags::bitflags;
 use portcullis_iommu::Error;
@@ -65,7 +69,7 @@ impl From<Error> for Failure {
     #[track_caller]
     fn from(error: Error) -> Self {
         let line = core::panic::Location::caller().line();
-        Self { what: stage::describe(error), error: Some(error), line }
+        Self { what: words::describe(error), error: Some(error), line }
     }
 }
 
@@ -115,6 +119,8 @@ catalogue! {
     coherency::snoop_refused_after_mappings shows ["S16"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_without_control shows ["S17"] needs Requires::NO_SNOOP_CONTROL;
     isolation::queues_and_data_are_translated shows ["S20"] needs Requires::QUEUE_DEVICE;
+    handover::hand_over_under_fire shows ["S21"] needs ANY;
+    handover::attach_needs_a_fresh_proof shows ["S22"] needs ANY;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
 }

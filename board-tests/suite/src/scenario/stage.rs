@@ -1,35 +1,33 @@
-//! What scenarios do again and again: map, let a device copy, look at the data, and tell the host.
+//! What scenarios do again and again: own, attach, map, and tell the host.
 
 use core::time::Duration;
 
 use portcullis_hal::{Access, ConfigSpace, DeviceId, Iova, IovaRange};
 use portcullis_iommu::{
-    Claim, ContextHandle, Driver, Error, Fault, FaultReason, GroupId, Iommu, VmId, pci::Method,
+    Claim, ContextHandle, Driver, Error, GroupId, Iommu, QuiescedGroup, VmId, pci::Method,
 };
 
-use super::Failure;
+use super::{Failure, words::describe};
 use crate::{
     board::{Board, Buffer, DmaDevice},
-    event::{Direction, Effect, Event},
+    event::Event,
 };
 
-/// Bytes in most transfers.
-pub(super) const BYTES: u32 = 256;
 /// Bytes in an IOMMU page of the suite's contexts.
 pub(super) const PAGE: u64 = 4096;
 /// The VM that most scenarios act for.
 pub(super) const VM: VmId = VmId(1);
 
 /// How long a device may take to end what it was told to do.
-const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
+pub(super) const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
 /// Command and Status registers.
 const COMMAND: u16 = 0x04;
 const BUS_MASTER_ENABLE: u32 = 1 << 2;
 
 /// The buffer whose data devices are loaded with; scenarios use the others.
-const LOADER: usize = 15;
+pub(super) const LOADER: usize = 15;
 /// The buffer that a device's own buffer is written out to.
-const UNLOADER: usize = 14;
+pub(super) const UNLOADER: usize = 14;
 
 pub(super) type Owned<'b, B> = Claim<'b, <B as Board>::Driver, 32, 32>;
 type Spec<B> = <<B as Board>::Driver as Driver>::Spec;
@@ -93,6 +91,24 @@ impl<'b, B: Board> Stage<'b, B> {
         Ok(self.iommu().claim(vm, group)?)
     }
 
+    /// Claims the group of device `index`, and tells.
+    pub(super) fn claim(&self, index: usize, vm: VmId, group: GroupId) -> Result<Owned<'b, B>, Failure> {
+        let claim = self.iommu().claim(vm, group)?;
+        self.board.emit(&Event::Claimed { requester: self.requester(index)?, vm: vm.0 });
+        Ok(claim)
+    }
+
+    /// Gives a VM's last claim of device `index` up, and tells.
+    pub(super) fn release(&self, claim: Owned<'b, B>, index: usize, vm: VmId) -> Result<(), Failure> {
+        claim.release()?;
+        self.tell_released(index, vm)
+    }
+
+    pub(super) fn tell_released(&self, index: usize, vm: VmId) -> Result<(), Failure> {
+        self.board.emit(&Event::Released { requester: self.requester(index)?, vm: vm.0 });
+        Ok(())
+    }
+
     /// A context with the page at [`loader`](Self::loader) and the one at
     /// [`unloader`](Self::unloader), through which transfers are checked.
     pub(super) fn context(&self, vm: VmId) -> Result<ContextHandle, Failure> {
@@ -100,17 +116,25 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     pub(super) fn context_like(&self, vm: VmId, spec: &Spec<B>) -> Result<ContextHandle, Failure> {
-        let context = self.iommu().create_context(vm, spec)?;
+        self.furnish(self.iommu().create_context(vm, spec)?)
+    }
+
+    /// The same for the hypervisor's own drivers.
+    pub(super) fn host_context(&self) -> Result<ContextHandle, Failure> {
+        self.furnish(self.iommu().create_host_context(&self.board.spec())?)
+    }
+
+    fn furnish(&self, context: ContextHandle) -> Result<ContextHandle, Failure> {
         self.map(context, self.loader(context)?, LOADER, Access::READ)?;
         self.map(context, self.unloader(context)?, UNLOADER, Access::WRITE)?;
         Ok(context)
     }
 
-    fn loader(&self, context: ContextHandle) -> Result<Iova, Failure> {
+    pub(super) fn loader(&self, context: ContextHandle) -> Result<Iova, Failure> {
         self.at(context, 1)
     }
 
-    fn unloader(&self, context: ContextHandle) -> Result<Iova, Failure> {
+    pub(super) fn unloader(&self, context: ContextHandle) -> Result<Iova, Failure> {
         self.at(context, 2)
     }
 
@@ -129,9 +153,22 @@ impl<'b, B: Board> Stage<'b, B> {
         let device = self.device(index)?.id();
         self.quiesce_and_attach(claim, context)?;
         self.let_master(device);
-        let requester = device.requester.as_u16();
+        self.tell_attached(index, context)
+    }
+
+    pub(super) fn tell_attached(&self, index: usize, context: ContextHandle) -> Result<(), Failure> {
+        let requester = self.requester(index)?;
         self.board.emit(&Event::Attached { requester, context: context.slot() });
         Ok(())
+    }
+
+    pub(super) fn tell_quiesced(&self, index: usize) -> Result<(), Failure> {
+        self.board.emit(&Event::Quiesced { requester: self.requester(index)? });
+        Ok(())
+    }
+
+    pub(super) fn requester(&self, index: usize) -> Result<u16, Failure> {
+        Ok(self.device(index)?.id().requester.as_u16())
     }
 
     /// Attaches a claim, and quiesces its devices first where that was not done under this ownership.
@@ -144,13 +181,23 @@ impl<'b, B: Board> Stage<'b, B> {
             Err(Error::NotQuiesced { .. }) => {}
             switched => return switched,
         }
+        claim.attach(context, self.quiesce(claim)?)
+    }
+
+    /// Turns bus mastering of a claim's devices off, and proves that they are quiet.
+    pub(super) fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
         let (config, clock) = (self.board.config_space(), self.board.clock());
-        let quiesced = claim.quiesce(&config, &clock, Method::BusMasterOff, QUIESCE_LIMIT)?;
-        claim.attach(context, quiesced)
+        claim.quiesce(&config, &clock, Method::BusMasterOff, QUIESCE_LIMIT)
+    }
+
+    /// Whether bus mastering is on, as the device's own register says.
+    pub(super) fn masters(&self, index: usize) -> Result<bool, Failure> {
+        let command = self.board.config_space().read32(self.device(index)?.id(), COMMAND);
+        Ok(command & BUS_MASTER_ENABLE != 0)
     }
 
     /// Turns bus mastering on again (PCI Express 6.0, 7.5.1.1.3).
-    fn let_master(&self, device: DeviceId) {
+    pub(super) fn let_master(&self, device: DeviceId) {
         let config = self.board.config_space();
         let command = config.read32(device, COMMAND) & 0xffff;
         config.write32(device, COMMAND, command | BUS_MASTER_ENABLE);
@@ -158,8 +205,7 @@ impl<'b, B: Board> Stage<'b, B> {
 
     pub(super) fn detach(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
         claim.detach()?;
-        let requester = self.device(index)?.id().requester.as_u16();
-        self.board.emit(&Event::Detached { requester });
+        self.board.emit(&Event::Detached { requester: self.requester(index)? });
         Ok(())
     }
 
@@ -202,137 +248,6 @@ impl<'b, B: Board> Stage<'b, B> {
         ensure(self.iommu().iova_to_phys(context, iova)?.is_none(), "a look-up finds what was unmapped")
     }
 
-    /// Lets device `index`, in `context`, write a fresh pattern to `iova`, where buffer `target` lies (or
-    /// would lie), and says what happened to it.
-    pub(super) fn write(
-        &self,
-        index: usize,
-        context: ContextHandle,
-        iova: Iova,
-        target: Buffer<'b>,
-    ) -> Result<Effect, Failure> {
-        let (device, seed) = (self.device(index)?, seed_of(iova, index));
-        fill(self.buffer(LOADER)?, |offset| pattern(seed, offset));
-        fill(target, |_| SENTINEL);
-        device.read_memory(self.loader(context)?, BYTES)?;
-        self.forget_faults();
-        device.write_memory(iova, BYTES)?;
-        let effect = judge(target, |byte, offset| byte == pattern(seed, offset), |byte| byte == SENTINEL);
-        self.tell(device.id(), iova, Direction::Write, effect);
-        Ok(effect)
-    }
-
-    /// The same, where `target` lies in the device's own context; and whether `bystander`, which lies there
-    /// in another context, stayed as it was.
-    pub(super) fn write_spares(
-        &self,
-        index: usize,
-        context: ContextHandle,
-        iova: Iova,
-        target: Buffer<'b>,
-        bystander: Buffer<'b>,
-    ) -> Result<bool, Failure> {
-        fill(bystander, |_| SENTINEL);
-        let landed = self.write(index, context, iova, target)? == Effect::Landed;
-        Ok(landed && judge(bystander, |_, _| false, |byte| byte == SENTINEL) == Effect::Blocked)
-    }
-
-    /// Lets device `index`, which is in no context, write to `iova`, where buffer `target` would lie.
-    pub(super) fn write_blindly(
-        &self,
-        index: usize,
-        iova: Iova,
-        target: Buffer<'b>,
-    ) -> Result<Effect, Failure> {
-        let device = self.device(index)?;
-        fill(target, |_| SENTINEL);
-        self.forget_faults();
-        device.write_memory(iova, BYTES)?;
-        let effect = judge(target, |byte, _| byte != SENTINEL, |byte| byte == SENTINEL);
-        self.tell(device.id(), iova, Direction::Write, effect);
-        Ok(effect)
-    }
-
-    /// Lets device `index`, in `context`, write a fresh pattern to `iova`, the address of the image's first
-    /// page, whose bytes must stay as they are.
-    pub(super) fn write_over_image(
-        &self,
-        index: usize,
-        context: ContextHandle,
-        iova: Iova,
-    ) -> Result<Effect, Failure> {
-        let (device, seed) = (self.device(index)?, seed_of(iova, index));
-        let before: [u8; BYTES as usize] = core::array::from_fn(|offset| self.board.image_byte(offset));
-        fill(self.buffer(LOADER)?, |offset| pattern(seed, offset));
-        device.read_memory(self.loader(context)?, BYTES)?;
-        self.forget_faults();
-        device.write_memory(iova, BYTES)?;
-        let same = before.iter().enumerate().all(|(offset, byte)| self.board.image_byte(offset) == *byte);
-        let effect = if same { Effect::Blocked } else { Effect::Landed };
-        self.tell(device.id(), iova, Direction::Write, effect);
-        Ok(effect)
-    }
-
-    /// Lets device `index`, in `context`, read a fresh pattern from `iova`, where buffer `source` lies (or
-    /// would lie), and says whether it got it.
-    pub(super) fn read(
-        &self,
-        index: usize,
-        context: ContextHandle,
-        iova: Iova,
-        source: Buffer<'b>,
-    ) -> Result<Effect, Failure> {
-        let (device, seed) = (self.device(index)?, seed_of(iova, index));
-        let unloaded = self.buffer(UNLOADER)?;
-        fill(self.buffer(LOADER)?, |_| SENTINEL);
-        fill(source, |offset| pattern(seed, offset));
-        device.read_memory(self.loader(context)?, BYTES)?;
-        self.forget_faults();
-        device.read_memory(iova, BYTES)?;
-        let fault = self.board.take_fault();
-        fill(unloaded, |_| !SENTINEL);
-        device.write_memory(self.unloader(context)?, BYTES)?;
-        // A refused read leaves the device with its old data, or with what an absent target answers.
-        let refused = |byte| matches!(byte, SENTINEL | 0 | 0xff);
-        let effect = judge(unloaded, |byte, offset| byte == pattern(seed, offset), refused);
-        self.tell_with(device.id(), iova, Direction::Read, effect, fault);
-        Ok(effect)
-    }
-
-    pub(super) fn forget_faults(&self) {
-        // Bounded: hardware that makes up faults without end must not hang the suite.
-        for _ in 0..64 {
-            if self.board.take_fault().is_none() {
-                return;
-            }
-        }
-    }
-
-    fn tell(&self, device: DeviceId, iova: Iova, direction: Direction, effect: Effect) {
-        let fault = self.board.take_fault();
-        self.tell_with(device, iova, direction, effect, fault);
-    }
-
-    fn tell_with(
-        &self,
-        device: DeviceId,
-        iova: Iova,
-        direction: Direction,
-        effect: Effect,
-        fault: Option<Fault>,
-    ) {
-        let requester = device.requester.as_u16();
-        self.board.emit(&Event::Dma { requester, iova: iova.as_u64(), bytes: BYTES, direction, effect });
-        if let Some(fault) = fault {
-            self.board.emit(&Event::Fault {
-                requester: fault.device.requester.as_u16(),
-                iova: fault.iova.map(Iova::as_u64),
-                direction: if fault.access == Access::READ { Direction::Read } else { Direction::Write },
-                reason: describe_fault(fault.reason),
-            });
-        }
-    }
-
     /// Fails unless `result` is the error `expected`.
     #[track_caller]
     pub(super) fn refuses<T>(
@@ -350,70 +265,5 @@ impl<'b, B: Board> Stage<'b, B> {
             Err(error) => Err(Failure { what: describe(error), error: Some(error), line }),
             Ok(_) => Err(Failure { what: "a call succeeded that must be refused", error: None, line }),
         }
-    }
-}
-
-const SENTINEL: u8 = 0x5a;
-
-/// Never 0, 0xff or the sentinel, so that no refused transfer looks like a landed one.
-fn pattern(seed: u8, offset: usize) -> u8 {
-    let value = seed.wrapping_add((offset as u8).wrapping_mul(37));
-    if matches!(value, 0 | 0xff | SENTINEL) { 0x42 } else { value }
-}
-
-fn seed_of(iova: Iova, index: usize) -> u8 {
-    ((iova.as_u64() >> 12) as u8).wrapping_mul(29).wrapping_add(index as u8).wrapping_add(7)
-}
-
-fn fill(buffer: Buffer<'_>, byte: impl Fn(usize) -> u8) {
-    for offset in 0..BYTES as usize {
-        buffer.bytes.write(offset, byte(offset));
-    }
-}
-
-fn judge(buffer: Buffer<'_>, landed: impl Fn(u8, usize) -> bool, untouched: impl Fn(u8) -> bool) -> Effect {
-    let bytes = || (0..BYTES as usize).map(|offset| (buffer.bytes.read(offset), offset));
-    if bytes().all(|(byte, offset)| landed(byte, offset)) {
-        Effect::Landed
-    } else if bytes().all(|(byte, _)| untouched(byte)) {
-        Effect::Blocked
-    } else {
-        Effect::Garbled
-    }
-}
-
-/// An error in words.
-pub(super) const fn describe(error: Error) -> &'static str {
-    match error {
-        Error::NotGranted { .. } => "the group was not granted to that VM",
-        Error::OwnedBy { .. } => "another owner has it",
-        Error::Stale { .. } => "the context handle is stale",
-        Error::InUse { .. } => "the context is still in use",
-        Error::Quarantined => "its hardware is quarantined",
-        Error::OutsideAperture { .. } => "the range lies outside the aperture",
-        Error::AlreadyMapped { .. } => "something is mapped there",
-        Error::NeedPages { .. } => "table pages ran out",
-        Error::NoSnoopControl => "a unit has no snoop control",
-        Error::HasMappings => "mappings without snoop control exist",
-        Error::Timeout(_) => "hardware did not answer in time",
-        Error::Hardware { .. } => "hardware or firmware reported an error",
-        Error::Misaligned { .. } => "an address or length is misaligned",
-        Error::Unsupported { .. } => "hardware does not offer that",
-        Error::Busy => "another CPU holds it",
-        Error::NotBehindUnit { .. } => "the device is not behind this unit",
-        _ => "the call was refused",
-    }
-}
-
-const fn describe_fault(reason: FaultReason) -> &'static str {
-    match reason {
-        FaultReason::NoContext => "the device is in no context",
-        FaultReason::BadContext { .. } => "the context entry is invalid",
-        FaultReason::BeyondWidth => "the address is wider than the context",
-        FaultReason::ReadDenied => "no mapping allows reading there",
-        FaultReason::WriteDenied => "no mapping allows writing there",
-        FaultReason::ReservedBit => "a reserved bit is set in an entry",
-        FaultReason::TableUnreadable => "the tables could not be read",
-        _ => "another reason",
     }
 }

@@ -200,7 +200,6 @@ impl Board for VtdBoard {
         true
     }
 
-    /// An event says that a call has returned: from then on nothing may be on its way any more.
     fn config_space(&self) -> impl ConfigSpace + '_ {
         &*self.functions
     }
@@ -209,10 +208,15 @@ impl Board for VtdBoard {
         self.machine.clock.clone()
     }
 
+    /// An event says that a call has returned: from then on nothing may be on its way any more.
     fn emit(&self, event: &Event<'_>) {
         self.machine.emit(event);
         match *event {
-            Event::Attached { requester, .. } | Event::Detached { requester } => {
+            Event::Attached { requester, .. }
+            | Event::Detached { requester }
+            | Event::Claimed { requester, .. }
+            | Event::Released { requester, .. }
+            | Event::Revoked { requester, .. } => {
                 let domain = self.domain(RequesterId::new(requester));
                 self.expect_drained(|posted| posted.requester == requester && domain != Some(posted.domain));
             }
