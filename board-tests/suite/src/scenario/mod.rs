@@ -5,6 +5,7 @@ mod handover;
 mod hardware;
 mod isolation;
 mod mapping;
+mod revocation;
 mod stage;
 mod transfer;
 mod watch;
@@ -121,6 +122,8 @@ catalogue! {
     isolation::queues_and_data_are_translated shows ["S20"] needs Requires::QUEUE_DEVICE;
     handover::hand_over_under_fire shows ["S21"] needs ANY;
     handover::attach_needs_a_fresh_proof shows ["S22"] needs ANY;
+    revocation::revoked_device_is_blocked shows ["S23"] needs ANY;
+    revocation::death_ends_everything shows ["S24"] needs ANY;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
 }

@@ -209,6 +209,14 @@ impl<'b, B: Board> Stage<'b, B> {
         Ok(())
     }
 
+    /// Lets the unit take the pages that it keeps for a device of [`VM`] whatever context comes and goes.
+    pub(super) fn take_what_stays(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
+        let context = self.context(VM)?;
+        self.attach(claim, index, context)?;
+        self.detach(claim, index)?;
+        Ok(self.iommu().destroy_context(context)?)
+    }
+
     /// Maps buffer `index` at `iova` and checks that a look-up finds it there.
     pub(super) fn map(
         &self,
