@@ -3,8 +3,10 @@
 mod coherency;
 mod handover;
 mod hardware;
+mod host;
 mod isolation;
 mod mapping;
+mod notice;
 mod revocation;
 mod stage;
 mod transfer;
@@ -124,6 +126,10 @@ catalogue! {
     handover::attach_needs_a_fresh_proof shows ["S22"] needs ANY;
     revocation::revoked_device_is_blocked shows ["S23"] needs ANY;
     revocation::death_ends_everything shows ["S24"] needs ANY;
+    host::host_drivers_and_guests_exclude_each_other shows ["S26"] needs ANY;
+    notice::notice_without_snoop_control shows ["S27"] needs Requires::NO_SNOOP_CONTROL;
+    notice::notice_with_snoop_control shows ["S27"] needs Requires::SNOOP_CONTROL;
+    notice::notice_on_a_coherent_bus shows ["S27"] needs Requires::TCE;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
 }
