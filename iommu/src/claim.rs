@@ -70,7 +70,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// its hardware does not answer; then the group stays free and blocked.
     pub fn claim(&self, vm: VmId, group: GroupId) -> Result<Claim<'_, D, GROUPS, CONTEXTS>, Error> {
         let hold = self.acquire(Owner::Guest(vm), group)?;
-        Ok(Claim { iommu: self, hold })
+        Ok(Claim::of(self, hold))
     }
 
     pub(crate) fn acquire(&self, owner: Owner, group: GroupId) -> Result<Hold, Error> {
@@ -104,6 +104,14 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
 impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GROUPS, CONTEXTS> {
     pub(crate) const fn iommu(&self) -> &'i Iommu<D, GROUPS, CONTEXTS> {
         self.iommu
+    }
+
+    pub(crate) const fn of(iommu: &'i Iommu<D, GROUPS, CONTEXTS>, hold: Hold) -> Self {
+        Self { iommu, hold }
+    }
+
+    pub(crate) const fn hold(&self) -> Hold {
+        self.hold
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {

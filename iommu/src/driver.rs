@@ -102,7 +102,7 @@ pub struct Debts(Owed);
 
 /// One run, which is what an unmap owes, needs no room for many to be made.
 #[derive(Debug, Default)]
-#[expect(clippy::large_enum_variant, reason = "no allocator to box with; it lives on the stack")]
+#[expect(clippy::large_enum_variant, reason = "there is no allocator to box into")]
 enum Owed {
     #[default]
     Nothing,

@@ -169,6 +169,11 @@ pub enum Error {
         /// Why.
         because: QuiesceError,
     },
+    /// The handle does not give the right.
+    NoRight {
+        /// Bits of [`Rights`](crate::handle::Rights) that are needed.
+        needed: u8,
+    },
     /// The VM's number is not below [`MAX_VMS`](crate::coherency::MAX_VMS).
     UnknownVm {
         /// The number.

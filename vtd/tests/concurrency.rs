@@ -13,8 +13,10 @@ use std::{
 };
 
 use machine::{DATA, Guest, LARGE, Machine, PAGE, Policy, extent, range};
-use portcullis_hal::{Access, Iova};
+use portcullis_fake::memory::{FakeCache, FakeMemory};
+use portcullis_hal::{Access, Iova, PhysAddr, page_pool::PagePool};
 use portcullis_iommu::{ContextHandle, Error};
+use portcullis_vtd::{Format, SecondStage, TableAccess};
 
 /// A clock reading costs a microsecond of the model's time, and a CPU that waits reads it often.
 fn patient() -> Machine {
@@ -126,4 +128,35 @@ fn f21_overlapping_ranges_are_whole_or_not_there() {
         }
     });
     assert_eq!(guest.unmap(0, 8 * LARGE), Ok(0));
+}
+
+#[test]
+fn f21_a_page_that_two_cpus_fight_for_has_one_owner() {
+    let memory = FakeMemory::coherent(PhysAddr::new(1 << 20), 16);
+    let pool = PagePool::new(memory).unwrap();
+    let access = &TableAccess::<_, FakeCache>::new(&pool, None);
+    let format = Format { levels: 3, address_bits: 39, largest_page: 1, physical_bits: 46 };
+    let tables = &SecondStage::new(access, format, None, None).unwrap();
+    let (owners, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let fight = || {
+        for _ in 0..300_000 {
+            match tables.map(access, Iova::new(0), extent(DATA, PAGE), Access::READ) {
+                Ok(()) => {
+                    assert_eq!(owners.fetch_add(1, Ordering::Relaxed), 0);
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    owners.fetch_sub(1, Ordering::Relaxed);
+                    assert_eq!(retry(|| tables.unmap(access, range(0, PAGE))), PAGE);
+                }
+                Err(error) => {
+                    assert!(matches!(error, Error::AlreadyMapped { .. } | Error::Busy), "{error:?}")
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(fight);
+        scope.spawn(fight);
+    });
+    assert!(turns.into_inner() > 1000);
+    assert_eq!(tables.pages(), 3);
 }

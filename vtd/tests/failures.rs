@@ -178,9 +178,12 @@ fn f33_faults_are_reported_once_with_all_that_hardware_knows() {
         assert!(machine.unit.dma_write(FAR, 0, &[1]).is_err());
         assert_eq!(iommu.take_fault(), fault(DEVICE, 0, write, FaultReason::WriteDenied));
         assert!(machine.read(PAGE).is_err());
+        // The newest record is where the oldest was that is taken by now.
+        assert!(machine.unit.dma_write(FAR + 1, 0, &[1]).is_err());
         assert_eq!(iommu.take_fault(), fault(NEIGHBOUR, 0x5000, read, FaultReason::NoContext));
         assert_eq!(iommu.take_fault(), fault(FAR, 0, write, FaultReason::NoContext));
         assert_eq!(iommu.take_fault(), fault(DEVICE, PAGE, read, FaultReason::ReadDenied));
+        assert_eq!(iommu.take_fault(), fault(FAR + 1, 0, write, FaultReason::NoContext));
         assert_eq!(iommu.take_fault(), None);
         assert!(machine.write(1 << 39, 1).is_err());
         assert_eq!(iommu.take_fault(), fault(DEVICE, 1 << 39, write, FaultReason::BeyondWidth));

@@ -6,7 +6,7 @@ use portcullis_hal::{
     Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
 };
 use portcullis_iommu::{
-    Claim, ContextHandle, DmaUse, Driver, GroupId, Iommu, Trusted, UserId, VmId,
+    Claim, ContextHandle, DmaUse, Driver, GroupId, Handle, HandleTable, Iommu, Rights, Trusted, UserId, VmId,
     ownership::{Harm, Reserved},
     pci::Method,
 };
@@ -28,6 +28,8 @@ pub(crate) fn exercise<D: Driver>(driver: D, spec: &D::Spec) {
     let Ok(mut claim) = iommu.claim(vm, GroupId(unknown())) else { return };
     control(&iommu, &mut claim, context);
     map(&iommu, context);
+    handles(&iommu, claim);
+    let Ok(mut claim) = iommu.claim(vm, GroupId(unknown())) else { return };
     let _ = black_box(claim.detach());
     let _ = black_box(claim.group());
     let _ = black_box(claim.release());
@@ -54,6 +56,19 @@ fn control<D: Driver>(iommu: &Iommu<D>, claim: &mut Claim<'_, D, 32, 32>, contex
     let _ = black_box(iommu.revoke(vm, group, |user| drop(black_box(user)), &AnyClock, limit));
     let _ = black_box(iommu.vm_died(vm, |user| drop(black_box(user)), &AnyClock, limit));
     let _ = black_box((iommu.coherency(vm), iommu.owner(context), iommu.take_event(), iommu.lost_events()));
+}
+
+fn handles<D: Driver>(iommu: &Iommu<D>, claim: Claim<'_, D, 32, 32>) {
+    let (vm, any, rights) =
+        (VmId(unknown()), Handle::from_raw(unknown()), Rights::from_bits_retain(unknown()));
+    let table = HandleTable::<8>::new(vm, unknown());
+    let _ = black_box(table.look_up(vm, any, rights));
+    let _ = black_box(table.remove(vm, any));
+    let _ = black_box(iommu.with_claim(&table, vm, any, rights, |claim| claim.detach()));
+    let _ = black_box(iommu.take_claim(&table, vm, any).is_ok());
+    if let Ok(handle) = claim.store(&table, rights) {
+        let _ = black_box(iommu.take_claim(&table, vm, handle).is_ok());
+    }
 }
 
 fn users<D: Driver>(iommu: &Iommu<D>, claim: &Claim<'_, D, 32, 32>, device: DeviceId) {

@@ -12,7 +12,7 @@ use portcullis_hal::{
     Access, DmaExtent, DonatedPages, IoPageSize, Iova, IovaRange, PagePool, PhysAddr, PhysRange, RequesterId,
     Segment,
 };
-use portcullis_iommu::{ContextHandle, Iommu, VmId};
+use portcullis_iommu::{ContextHandle, Error, Iommu, VmId};
 use portcullis_ppc_tce::{
     Config, ContextSpec, Firmware, FirmwareError, Generation, Geometry, PeNumber, PestEntry, Table,
     TableRoot, TceIommu, WindowNumber,
@@ -97,11 +97,17 @@ impl Ground {
         ground
     }
 
-    /// Maps `pages` pages from page `first` of the window on.
+    /// Maps `pages` pages from page `first` of the window on. Where the system takes the CPU away from one
+    /// thread, the other is told that its range is busy, and asks again.
     #[inline(always)]
     pub fn map(&self, first: u64, pages: u64) {
         let (iova, extent) = (Iova::new(START + first * PAGE), extent(first * PAGE, pages * PAGE));
-        self.iommu.map(self.context, iova, extent, Access::all()).expect("a map");
+        loop {
+            match self.iommu.map(self.context, iova, extent, Access::all()) {
+                Err(Error::Busy) => core::hint::spin_loop(),
+                mapped => return mapped.expect("a map"),
+            }
+        }
     }
 
     /// Unmaps them.

@@ -65,7 +65,7 @@ impl Limit {
     }
 }
 
-/// Measures all operations, package by package: examples of one name share a file.
+/// Measures all operations, package by package.
 pub(super) fn measure(project: &Project, limits: &[Limit]) -> Result<Vec<Row>, Error> {
     if qemu::find("valgrind", None).is_none() {
         return Err(Error::NoTool("valgrind"));
@@ -76,10 +76,11 @@ pub(super) fn measure(project: &Project, limits: &[Limit]) -> Result<Vec<Row>, E
     let mut rows = Vec::new();
     for package in packages {
         screen.now(&format!("building the operations of {package}"));
+        let example = example_of(package);
         let mut command = project.cargo();
-        command.args(["build", "--release", "--package", package, "--example", "count"]);
+        command.args(["build", "--release", "--package", package, "--example", &example]);
         project::build(&format!("building the operations of {package}"), command, |_| {})?;
-        let program = project.target().join("release/examples/count");
+        let program = project.target().join("release/examples").join(&example);
         for limit in limits.iter().filter(|limit| limit.package == package) {
             screen.now(&format!("counting {package} {}", limit.operation));
             let [few, many] = limit.times;
@@ -91,6 +92,11 @@ pub(super) fn measure(project: &Project, limits: &[Limit]) -> Result<Vec<Row>, E
         }
     }
     Ok(rows)
+}
+
+/// The example that carries out the operations of `package`: `count_vtd` of `portcullis-vtd`.
+fn example_of(package: &str) -> String {
+    format!("count_{}", package.trim_start_matches("portcullis-").replace('-', "_"))
 }
 
 fn count(program: &Path, operation: &str, times: u64) -> Result<u64, Error> {

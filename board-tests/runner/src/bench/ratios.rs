@@ -67,7 +67,7 @@ impl Limit {
         let ratio = time / reference;
         Row {
             what: format!("{} {} to {}", self.package, self.bench, self.to),
-            measured: format!("{ratio:.2} ({time:.1} ns to {reference:.1} ns)"),
+            measured: format!("{ratio:.2} times as long"),
             limit: format!("{}", self.at_most),
             goal: self.goal.map(|goal| goal.to_string()).unwrap_or_default(),
             holds: ratio <= self.at_most,

@@ -1,11 +1,11 @@
 //! A device goes from one VM to the next.
 
 use portcullis_hal::Access;
-use portcullis_iommu::{Error, VmId};
+use portcullis_iommu::Error;
 
 use super::{
     Failure,
-    stage::{Stage, VM, ensure},
+    stage::{OTHER_VM, Stage, VM, ensure},
     watch::Watch,
 };
 use crate::{
@@ -14,15 +14,14 @@ use crate::{
 };
 
 const BOTH: Access = Access::READ.union(Access::WRITE);
-const NEXT_VM: VmId = VmId(2);
 
 /// S21: a device that VM 1 left running reaches no memory of VM 1 once it is released, and none of VM 2
 /// before VM 2 lets it: looked at between and during all steps of the hand-over.
-pub(super) fn hand_over_under_fire<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
+pub(super) fn hand_over<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     let iommu = stage.iommu();
     let group = stage.group(0)?;
     iommu.grant(VM, group)?;
-    iommu.grant(NEXT_VM, group)?;
+    iommu.grant(OTHER_VM, group)?;
     let mut claim = stage.claim(0, VM, group)?;
     let old = stage.context(VM)?;
     let (iova, theirs, ours) = (stage.at(old, 0xa0)?, stage.buffer(4)?, stage.buffer(9)?);
@@ -36,8 +35,8 @@ pub(super) fn hand_over_under_fire<B: Board>(stage: &Stage<'_, B>) -> Result<(),
     stage.tell_released(0, VM)?;
     watch.during(|| Ok(iommu.destroy_context(old)?))?;
     stage.step("VM 2 takes it, with its own page at the same address");
-    let mut claim = watch.during(|| stage.claim(0, NEXT_VM, group))?;
-    let new = watch.during(|| stage.context(NEXT_VM))?;
+    let mut claim = watch.during(|| stage.claim(0, OTHER_VM, group))?;
+    let new = watch.during(|| stage.context(OTHER_VM))?;
     ensure(stage.at(new, 0xa0)? == iova, "the two contexts begin at different addresses")?;
     watch.during(|| stage.map(new, iova, 9, BOTH))?;
     let quiesced = watch.during(|| Ok(stage.quiesce(&claim)?))?;

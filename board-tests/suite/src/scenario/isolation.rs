@@ -1,11 +1,11 @@
 //! Who reaches what: nobody beyond grant, claim, context and mapping.
 
 use portcullis_hal::{Access, Iova};
-use portcullis_iommu::{Error, FaultReason, VmId};
+use portcullis_iommu::{Error, FaultReason};
 
 use super::{
     Failure,
-    stage::{Stage, VM, ensure, need},
+    stage::{OTHER_VM, Stage, VM, ensure, need},
     transfer::BYTES,
 };
 use crate::{
@@ -14,7 +14,6 @@ use crate::{
 };
 
 const BOTH: Access = Access::READ.union(Access::WRITE);
-const OTHER_VM: VmId = VmId(2);
 
 /// S08: an address without a mapping is closed, both ways.
 pub(super) fn unmapped_is_blocked<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {

@@ -122,10 +122,10 @@ catalogue! {
     coherency::snoop_refused_after_mappings shows ["S16"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_without_control shows ["S17"] needs Requires::NO_SNOOP_CONTROL;
     isolation::queues_and_data_are_translated shows ["S20"] needs Requires::QUEUE_DEVICE;
-    handover::hand_over_under_fire shows ["S21"] needs ANY;
+    handover::hand_over shows ["S21"] needs ANY;
     handover::attach_needs_a_fresh_proof shows ["S22"] needs ANY;
     revocation::revoked_device_is_blocked shows ["S23"] needs ANY;
-    revocation::death_ends_everything shows ["S24"] needs ANY;
+    revocation::death_of_a_vm shows ["S24"] needs ANY;
     host::host_drivers_and_guests_exclude_each_other shows ["S26"] needs ANY;
     notice::notice_without_snoop_control shows ["S27"] needs Requires::NO_SNOOP_CONTROL;
     notice::notice_with_snoop_control shows ["S27"] needs Requires::SNOOP_CONTROL;

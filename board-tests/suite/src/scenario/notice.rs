@@ -5,7 +5,7 @@ use portcullis_iommu::{Because, Coherency, ContextHandle, Notice, VmId};
 
 use super::{
     Failure,
-    stage::{Owned, Stage, VM, ensure},
+    stage::{OTHER_VM, Owned, Stage, VM, ensure},
 };
 use crate::{
     board::Board,
@@ -13,7 +13,6 @@ use crate::{
 };
 
 const BOTH: Access = Access::READ.union(Access::WRITE);
-const OTHER_VM: VmId = VmId(2);
 
 /// S27: without snoop control a VM must flush for as long as its device is attached, and no other VM.
 pub(super) fn notice_without_snoop_control<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {

@@ -3,11 +3,11 @@
 use core::{cell::RefCell, time::Duration};
 
 use portcullis_hal::{Access, Iova};
-use portcullis_iommu::{ContextHandle, Error, ExternalUser, Trusted, UserId, VmId};
+use portcullis_iommu::{ContextHandle, Error, ExternalUser, Trusted, UserId};
 
 use super::{
     Failure,
-    stage::{Owned, Stage, VM, ensure},
+    stage::{OTHER_VM, Owned, Stage, VM, ensure},
 };
 use crate::{
     board::{Board, DmaDevice},
@@ -15,7 +15,6 @@ use crate::{
 };
 
 const BOTH: Access = Access::READ.union(Access::WRITE);
-const NEXT_VM: VmId = VmId(2);
 /// External users: a vCPU core, and a device model of the hypervisor.
 const CORE: UserId = UserId(7);
 const MODEL: UserId = UserId(8);
@@ -54,7 +53,7 @@ pub(super) fn revoked_device_is_blocked<B: Board>(stage: &Stage<'_, B>) -> Resul
     let iommu = stage.iommu();
     let group = stage.group(0)?;
     iommu.grant(VM, group)?;
-    iommu.grant(NEXT_VM, group)?;
+    iommu.grant(OTHER_VM, group)?;
     let mut claim = stage.claim(0, VM, group)?;
     stage.take_what_stays(&mut claim, 0)?;
     let before = stage.board.table_pages_free();
@@ -74,8 +73,8 @@ pub(super) fn revoked_device_is_blocked<B: Board>(stage: &Stage<'_, B>) -> Resul
     ensure(stage.write_blindly(0, iova, stage.buffer(5)?)? == Effect::Blocked, "a revoked device wrote")?;
     ensure(stage.board.table_pages_free() == before, "table pages were lost")?;
     nothing_is_left(stage, &mut claim, context, iova)?;
-    let mut next = stage.claim(0, NEXT_VM, group)?;
-    let (context, iova) = put_to_work(stage, &mut next, 0, NEXT_VM)?;
+    let mut next = stage.claim(0, OTHER_VM, group)?;
+    let (context, iova) = put_to_work(stage, &mut next, 0, OTHER_VM)?;
     stage.step("VM 1 gives up the claim that it no longer has");
     claim.release()?;
     ensure(
@@ -127,7 +126,7 @@ fn nothing_is_left<'b, B: Board>(
 
 /// S24: a VM dies with two devices and two contexts, one at work, the other quiesced but not attached:
 /// both devices are blocked, all table pages are back, and another VM takes both and uses them.
-pub(super) fn death_ends_everything<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
+pub(super) fn death_of_a_vm<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     let iommu = stage.iommu();
     let (mut working, mut waiting) = (stage.own(0, VM)?, stage.own(1, VM)?);
     let groups = [working.group(), waiting.group()];
@@ -158,9 +157,9 @@ pub(super) fn death_ends_everything<B: Board>(stage: &Stage<'_, B>) -> Result<()
         stage.refuses("claim for a dead VM", iommu.claim(VM, group), |error| {
             error == Error::NotGranted { vm: VM, group }
         })?;
-        iommu.grant(NEXT_VM, group)?;
-        let mut claim = stage.claim(index, NEXT_VM, group)?;
-        put_to_work(stage, &mut claim, index, NEXT_VM)?;
+        iommu.grant(OTHER_VM, group)?;
+        let mut claim = stage.claim(index, OTHER_VM, group)?;
+        put_to_work(stage, &mut claim, index, OTHER_VM)?;
     }
     Ok(())
 }

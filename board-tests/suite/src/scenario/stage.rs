@@ -17,6 +17,8 @@ use crate::{
 pub(super) const PAGE: u64 = 4096;
 /// The VM that most scenarios act for.
 pub(super) const VM: VmId = VmId(1);
+/// One that gets a device next, or must not get in its way.
+pub(super) const OTHER_VM: VmId = VmId(2);
 
 /// How long a device may take to end what it was told to do.
 pub(super) const QUIESCE_LIMIT: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! `count OPERATION N`: performs an operation N times after a set-up that does not depend on N.
+//! `count_ppc_tce OPERATION N`: performs an operation N times after a set-up that does not depend on N.
 //!
 //! Prints nothing. Under `valgrind --tool=callgrind`, (instructions(N2) − instructions(N1)) / (N2 − N1) is
 //! what one operation costs.

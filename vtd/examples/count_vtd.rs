@@ -1,8 +1,8 @@
-//! `count OPERATION N`: N operations after a set-up that does not depend on N, so that the difference of
+//! `count_vtd OPERATION N`: N operations after a set-up that does not depend on N, so that the difference of
 //! two runs under a tool that counts instructions is the price of the operations. Prints nothing.
 //!
 //! ```console
-//! $ valgrind --tool=callgrind --callgrind-out-file=/dev/null target/release/examples/count map 200000
+//! $ valgrind --tool=callgrind --callgrind-out-file=/dev/null target/release/examples/count_vtd map 200000
 //! ```
 
 #[path = "../benches/setup/mod.rs"]
@@ -20,7 +20,7 @@ use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
 use setup::{LEAVES, Order, PAGES};
 
 fn main() -> Result<(), &'static str> {
-    const USAGE: &str = "count OPERATION N";
+    const USAGE: &str = "count_vtd OPERATION N";
     let mut words = std::env::args().skip(1);
     let (name, count) = (words.next().ok_or(USAGE)?, words.next().ok_or(USAGE)?);
     let count = count.parse().map_err(|_| USAGE)?;
