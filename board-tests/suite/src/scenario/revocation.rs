@@ -3,7 +3,7 @@
 use core::{cell::RefCell, time::Duration};
 
 use portcullis_hal::{Access, Iova};
-use portcullis_iommu::{ContextHandle, Error, ExternalUser, Trusted, UserId};
+use portcullis_iommu::{ContextHandle, Error, ExternalUser, Trusted, UserId, VmId};
 
 use super::{
     Failure,
