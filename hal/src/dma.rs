@@ -1,6 +1,11 @@
 //! Memory that a device may be pointed at.
 
-use crate::addr::{PhysAddr, PhysRange};
+use const_fn::const_fn;
+
+use crate::{
+    addr::{PhysAddr, PhysRange},
+    sync::{AtomicU32, AtomicU64, Ordering, fence},
+};
 
 /// Physical memory that a device may read and write.
 ///
@@ -45,5 +50,62 @@ impl DmaExtent {
         let start = self.range.start().checked_add(offset)?;
         let part = PhysRange::new(start, bytes).ok()?;
         self.range.contains(part).then_some(Self { range: part })
+    }
+}
+
+/// A place for one [`DmaExtent`], which readers on any CPU take out whole or not at all.
+///
+/// Nobody waits: a reader that meets a change gets nothing, a second writer is refused.
+#[derive(Debug)]
+pub struct DmaExtentCell {
+    /// Odd while a writer is at work.
+    version: AtomicU32,
+    start: AtomicU64,
+    /// 0 when there is no extent.
+    bytes: AtomicU64,
+}
+
+impl DmaExtentCell {
+    /// An empty place.
+    #[must_use]
+    #[const_fn(cfg(not(loom)))]
+    pub const fn new() -> Self {
+        Self { version: AtomicU32::new(0), start: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    /// The extent, or `None` when there is none or it is being changed.
+    #[inline]
+    #[must_use]
+    pub fn load(&self) -> Option<DmaExtent> {
+        let version = self.version.load(Ordering::Acquire);
+        let start = PhysAddr::new(self.start.load(Ordering::Relaxed));
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        if version & 1 != 0 || self.version.load(Ordering::Relaxed) != version {
+            return None;
+        }
+        // Both numbers are of one extent, for which somebody vouched.
+        PhysRange::new(start, bytes).ok().map(|range| DmaExtent { range })
+    }
+
+    /// Puts another extent here, or none; `false`, and nothing changed, when another CPU is at it.
+    pub fn store(&self, extent: Option<DmaExtent>) -> bool {
+        let version = self.version.load(Ordering::Relaxed);
+        let (odd, acquire) = (version | 1, Ordering::Acquire);
+        let taken = self.version.compare_exchange(version & !1, odd, acquire, Ordering::Relaxed);
+        if taken.is_err() {
+            return false;
+        }
+        fence(Ordering::Release);
+        self.start.store(extent.map_or(0, |extent| extent.start().as_u64()), Ordering::Relaxed);
+        self.bytes.store(extent.map_or(0, DmaExtent::bytes), Ordering::Relaxed);
+        self.version.store(odd.wrapping_add(1), Ordering::Release);
+        true
+    }
+}
+
+impl Default for DmaExtentCell {
+    fn default() -> Self {
+        Self::new()
     }
 }

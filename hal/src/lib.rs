@@ -27,7 +27,7 @@ pub use addr::{
 pub use cache::CacheMaintenance;
 pub use clock::{Clock, TimedOut, wait_until};
 pub use config_space::ConfigSpace;
-pub use dma::DmaExtent;
+pub use dma::{DmaExtent, DmaExtentCell};
 pub use page_pool::{PagePool, PageRun, PoolError};
 pub use register_io::RegisterIo;
 pub use table_memory::{DonatedPages, TABLE_PAGE_BYTES, TABLE_PAGE_CELLS, TableMemory};

@@ -29,6 +29,70 @@ impl ContextHandle {
 pub(crate) struct Context<C> {
     pub(crate) owner: Owner,
     pub(crate) tables: C,
+    pub(crate) backing: Backing,
+}
+
+/// What the mappings of a context are made of: bare extents, or registered memory, which is counted. The
+/// first mapping call decides, so that each entry is known to be of one kind.
+///
+/// Holds the slot of the region that was used last, or one of the numbers below.
+#[derive(Debug)]
+pub(crate) struct Backing(AtomicU32);
+
+/// No mapping call came yet.
+const UNDECIDED: u32 = u32::MAX;
+/// The context maps bare extents.
+const EXTENTS: u32 = u32::MAX - 1;
+
+impl Backing {
+    #[const_fn(cfg(not(loom)))]
+    pub(crate) const fn undecided() -> Self {
+        Self(AtomicU32::new(UNDECIDED))
+    }
+
+    /// Decides for bare extents, or finds that it was decided so.
+    #[inline]
+    pub(crate) fn by_extents(&self) -> Result<(), Error> {
+        if self.is_extents() || self.decide(EXTENTS) == EXTENTS { Ok(()) } else { Err(Error::OtherBacking) }
+    }
+
+    /// Decides for registered memory, or finds that it was decided so; returns the slot used last.
+    #[inline]
+    pub(crate) fn by_regions(&self) -> Result<u32, Error> {
+        if let Some(slot) = self.region() {
+            return Ok(slot);
+        }
+        let slot = self.decide(0);
+        if slot == EXTENTS { Err(Error::OtherBacking) } else { Ok(slot) }
+    }
+
+    /// Whether it was decided for bare extents, which no call changes any more.
+    #[inline]
+    pub(crate) fn is_extents(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == EXTENTS
+    }
+
+    /// The slot of the region that was used last, when it was decided for registered memory.
+    #[inline]
+    pub(crate) fn region(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&slot| slot < EXTENTS)
+    }
+
+    /// Notes which region was used last, after [`by_regions`](Self::by_regions).
+    #[inline]
+    pub(crate) fn remember(&self, slot: u32) {
+        self.0.store(slot, Ordering::Relaxed);
+    }
+
+    #[inline(never)]
+    fn decide(&self, wanted: u32) -> u32 {
+        let seen = self.0.load(Ordering::Relaxed);
+        if seen != UNDECIDED {
+            return seen;
+        }
+        let relaxed = Ordering::Relaxed;
+        self.0.compare_exchange(UNDECIDED, wanted, relaxed, relaxed).map_or_else(|faster| faster, |_| wanted)
+    }
 }
 
 /// A slot. Mapping calls enter its gate; making and destroying a context closes it.

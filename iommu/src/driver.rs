@@ -6,7 +6,7 @@
 use bitflags::bitflags;
 use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr};
 
-use crate::{coherency::Coherency, error::Error, fault::Fault};
+use crate::{coherency::Coherency, error::Error, fault::Fault, removals::Removals};
 
 /// Devices that one group may hold: a multi-function device's eight functions.
 pub const MAX_MEMBERS: usize = 8;
@@ -61,6 +61,30 @@ pub enum Outcome {
         /// What did not answer.
         error: Error,
     },
+}
+
+impl Outcome {
+    /// The outcome as a result.
+    ///
+    /// # Errors
+    /// What did not answer.
+    #[inline]
+    pub const fn confirmed(self) -> Result<(), Error> {
+        match self {
+            Self::Done => Ok(()),
+            Self::Quarantined { error } => Err(error),
+        }
+    }
+}
+
+impl From<Result<(), Error>> for Outcome {
+    #[inline]
+    fn from(confirmed: Result<(), Error>) -> Self {
+        match confirmed {
+            Ok(()) => Self::Done,
+            Err(error) => Self::Quarantined { error },
+        }
+    }
 }
 
 /// Where a group's DMA goes next.
@@ -209,9 +233,10 @@ pub trait Driver {
     /// Pages missing, or a spec that the hardware cannot fulfil.
     fn create(&self, permit: &Permit, spec: &Self::Spec) -> Result<Self::Context, Error>;
 
-    /// Gives the table pages back. The policy has seen that no device uses the context any more; the
-    /// driver flushes whatever hardware may still cache of it before a page is reused.
-    fn destroy(&self, permit: &Permit, context: Self::Context) -> Outcome;
+    /// Gives the table pages back and tells `removals` what was still mapped. The policy has seen that no
+    /// device uses the context any more; the driver flushes whatever hardware may still cache of it before
+    /// a page is reused. On `Quarantined` the pages are kept and nothing is told.
+    fn destroy<R: Removals>(&self, permit: &Permit, context: Self::Context, removals: &mut R) -> Outcome;
 
     /// What the context can map.
     fn aperture(&self, context: &Self::Context) -> Aperture;
@@ -234,7 +259,8 @@ pub trait Driver {
     fn block(&self, permit: &Permit, members: &[DeviceId]) -> Outcome;
 
     /// Maps `extent` at `iova`. Both and the length are multiples of the smallest page size; larger
-    /// pages are used where alignment allows. Visible to hardware when it returns.
+    /// pages are used where alignment allows. Visible to hardware when it returns `Done`. On
+    /// `Quarantined` the mapping stands, and hardware may or may not see it.
     ///
     /// # Errors
     /// Misaligned, outside the aperture, already mapped, pages missing. Nothing changed.
@@ -245,19 +271,20 @@ pub trait Driver {
         iova: Iova,
         extent: DmaExtent,
         access: Access,
-    ) -> Result<(), Error>;
+    ) -> Result<Outcome, Error>;
 
-    /// Takes the mappings of `range` out of the tables and notes in `debts` what must be invalidated;
-    /// returns the number of bytes that were mapped. Unmapped holes are skipped.
+    /// Takes the mappings of `range` out of the tables, notes in `debts` what must be invalidated and
+    /// tells `removals` which memory was mapped; returns the number of bytes. Unmapped holes are skipped.
     ///
     /// # Errors
     /// Misaligned, outside the aperture, or a large page lies only partly inside. Nothing changed.
-    fn unmap(
+    fn unmap<R: Removals>(
         &self,
         permit: &Permit,
         context: &Self::Context,
         range: IovaRange,
         debts: &mut Debts,
+        removals: &mut R,
     ) -> Result<u64, Error>;
 
     /// Invalidates what is owed, with draining, and settles it once hardware has confirmed. On

@@ -1,9 +1,10 @@
 //! What can be wrong with a call, and the value that was wrong.
 
-use portcullis_hal::{DeviceId, Iova, PhysRange, TimedOut};
+use portcullis_hal::{DeviceId, GuestPhysRange, IoPageSize, Iova, PhysRange, TimedOut};
 
 use crate::{
     group::{GroupId, VmId},
+    memory::RegionHandle,
     pci::QuiesceError,
 };
 
@@ -93,6 +94,35 @@ pub enum Error {
         /// An address in that page.
         iova: Iova,
     },
+    /// The guest range and the host memory for it are not equally long.
+    SizesDiffer {
+        /// Bytes of the guest range.
+        guest: u64,
+        /// Bytes of the memory.
+        host: u64,
+    },
+    /// Guest addresses of the same VM, or host memory of any VM, are registered already.
+    Overlaps {
+        /// The region in the way.
+        region: RegionHandle,
+    },
+    /// Tables still lead into the region.
+    StillMapped {
+        /// Units of 4 KiB that are mapped, or being mapped.
+        pages: u64,
+    },
+    /// Not wholly inside one registered region of the VM.
+    NotRegistered {
+        /// What the guest asked for.
+        guest: GuestPhysRange,
+    },
+    /// The context's pages are larger than the region's.
+    PageTooLarge {
+        /// The region's largest page.
+        page_size: IoPageSize,
+    },
+    /// The context maps bare extents and no registered memory, or the other way round.
+    OtherBacking,
     /// Donated table pages ran out; donate more, or unmap.
     NeedPages {
         /// Contiguous 4 KiB pages that were missing.

@@ -9,7 +9,7 @@ use portcullis_hal::{
 };
 
 use crate::{
-    context::{Context, Slot},
+    context::{Backing, Context, Slot},
     driver::{Driver, Outcome, Permit, Target},
     error::Error,
     group::{GroupId, VmId},
@@ -180,7 +180,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             Effect::Shut { context } => self.with_slot(context, shut),
             Effect::Drain { context } => self.with_slot(context, |slot| drain(slot, hands)),
             Effect::Dissolve { context } => self.with_slot(context, |slot| self.dissolve(slot)),
-            Effect::ReleaseMemory { .. } => Answer::Done,
+            Effect::ReleaseMemory { vm } => {
+                self.release_memory(vm).map_or_else(Answer::Failed, |()| Answer::Done)
+            }
         }
     }
 
@@ -219,7 +221,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         let Some(mut closed) = closed else { return Answer::Refused(Error::Busy) };
         match self.driver.create(&Permit::new(), spec) {
             Ok(tables) => {
-                *closed = Some(Context { owner, tables });
+                *closed = Some(Context { owner, tables, backing: Backing::undecided() });
                 Answer::Done
             }
             Err(error) => Answer::Refused(error),
@@ -233,7 +235,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         let closed = slot.gate.shut().and_then(|closing| closing.drain(&Still, Duration::ZERO).ok());
         let Some(mut closed) = closed else { return Answer::Failed(Error::Busy) };
         match closed.take() {
-            Some(context) => self.driver.destroy(&Permit::new(), context.tables).into(),
+            Some(context) => self.end_tables(context).map_or_else(Answer::Failed, |()| Answer::Done),
             None => Answer::Done,
         }
     }

@@ -1,19 +1,17 @@
 //! The policy: grants, contexts, and the only way to the drivers.
 
 use const_fn::const_fn;
-use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of,
-    sync::{Mutex, Ordering},
-};
+use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of, sync::Mutex};
 
 use crate::{
     coherency::Notices,
     context::{ContextHandle, Entered, Slot},
-    driver::{Aperture, Debts, Driver, Outcome, Permit},
+    driver::{Aperture, Driver, Outcome, Permit},
     error::Error,
     event::{Event, Log},
     fault::Fault,
     group::{GroupId, VmId},
+    memory::{REGIONS, RegisteredMemory},
     operate::AtOnce,
     ownership::{Owner, Ownership, Request, Reserved, Yield},
 };
@@ -30,6 +28,7 @@ pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32
     pub(crate) driver: D,
     pub(crate) control: Mutex<Control<GROUPS, CONTEXTS>>,
     pub(crate) contexts: [Slot<D::Context>; CONTEXTS],
+    pub(crate) memory: RegisteredMemory<REGIONS>,
     pub(crate) notices: Notices,
 }
 
@@ -49,6 +48,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             driver,
             control: Mutex::new(Control { ownership: Ownership::new(), log: Log::new() }),
             contexts: array_of![Slot::new(); CONTEXTS],
+            memory: RegisteredMemory::new(),
             notices: Notices::new(),
         }
     }
@@ -166,7 +166,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Lets devices in the context reach `extent` at `iova`; visible to hardware when it returns.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Busy`] while the context ends, or what the driver says. Nothing changed.
+    /// [`Error::Stale`], [`Error::Busy`] while the context ends, [`Error::OtherBacking`] when it maps
+    /// registered memory, or what the driver says. Nothing changed.
+    /// [`Error::Timeout`] when hardware did not confirm: the mapping stands.
     #[inline]
     pub fn map(
         &self,
@@ -176,7 +178,12 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         access: Access,
     ) -> Result<(), Error> {
         let entered = self.enter(context)?;
-        self.driver.map(&Permit::new(), &entered.context()?.tables, iova, extent, access)
+        let context = entered.context()?;
+        context.backing.by_extents()?;
+        match self.driver.map(&Permit::new(), &context.tables, iova, extent, access) {
+            Ok(Outcome::Done) => Ok(()),
+            Ok(Outcome::Quarantined { error }) | Err(error) => Err(error),
+        }
     }
 
     /// Ends the mappings of `range`; returns the number of bytes that were mapped. When it returns, no
@@ -188,16 +195,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
-        let tables = &entered.context()?.tables;
-        let (permit, mut debts) = (Permit::new(), Debts::new());
-        let bytes = self.driver.unmap(&permit, tables, range, &mut debts)?;
-        match self.driver.flush(&permit, tables, &mut debts) {
-            Outcome::Done => Ok(bytes),
-            Outcome::Quarantined { error } => {
-                entered.slot.poisoned.store(true, Ordering::Release);
-                Err(error)
-            }
-        }
+        self.unmap_from(&entered, range)
     }
 
     /// Where `iova` leads now, or `None`.

@@ -23,6 +23,14 @@ fn main() {
         "table-unmap" => table_unmap(count),
         "map" => on_empty(count, |ground, number| ground.map(number, 1)),
         "map-range" => on_empty(count, |ground, number| ground.map(number * (GIB / PAGE), GIB / PAGE)),
+        "map-guest" => on_registered(count, |ground, number| ground.map_guest(number, 1)),
+        "map-guest-range" => {
+            on_registered(count, |ground, number| ground.map_guest(number * (GIB / PAGE), GIB / PAGE));
+        }
+        "unmap-guest" => on_registered_full(count, |ground, number| ground.unmap(number, 1)),
+        "unmap-guest-range" => {
+            on_registered_full(count, |ground, number| ground.unmap(number * (GIB / PAGE), GIB / PAGE));
+        }
         "unmap" => on_full(count, |ground, number| ground.unmap(number, 1)),
         "unmap-range" => on_full(count, |ground, number| ground.unmap(number * (GIB / PAGE), GIB / PAGE)),
         "lookup" => on_full(count, |ground, number| {
@@ -82,6 +90,23 @@ fn on_empty(count: u64, act: impl Fn(&Ground, u64)) {
 fn on_full(count: u64, act: impl Fn(&Ground, u64)) {
     let ground = Ground::new();
     ground.map(0, PAGES);
+    for number in 0..count {
+        act(&ground, black_box(number));
+    }
+}
+
+/// The same with registered memory, which is counted.
+fn on_registered(count: u64, act: impl Fn(&Ground, u64)) {
+    let ground = Ground::registered();
+    for number in 0..count {
+        act(&ground, black_box(number));
+    }
+}
+
+/// Calls of the policy that begin with all of the registered memory mapped.
+fn on_registered_full(count: u64, act: impl Fn(&Ground, u64)) {
+    let ground = Ground::registered();
+    ground.map_guest(0, PAGES);
     for number in 0..count {
         act(&ground, black_box(number));
     }

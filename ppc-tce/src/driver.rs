@@ -8,7 +8,8 @@ use portcullis_hal::{
     sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use portcullis_iommu::{
-    Aperture, Coherency, Debts, Driver, Error, Fault, Outcome, Permit, Run, Target, driver::TablesChanged,
+    Aperture, Coherency, Debts, Driver, Error, Fault, Outcome, Permit, Removals, Run, Target,
+    driver::TablesChanged,
 };
 
 use crate::{
@@ -203,13 +204,6 @@ where
     }
 }
 
-fn outcome(result: Result<(), Error>) -> Outcome {
-    match result {
-        Ok(()) => Outcome::Done,
-        Err(error) => Outcome::Quarantined { error },
-    }
-}
-
 impl<F, R, M, C, K, const DEVICES: usize> Driver for TceIommu<F, R, M, C, K, DEVICES>
 where
     F: Firmware,
@@ -230,16 +224,16 @@ where
     }
 
     /// Every PE that left the context was killed then, so nothing of it is cached any more.
-    fn destroy(&self, _: &Permit, context: Context) -> Outcome {
+    fn destroy<T: Removals>(&self, _: &Permit, context: Context, removals: &mut T) -> Outcome {
         let users = self.pes.slots_of(context.id).count() as u32;
         if users != 0 {
             return Outcome::Quarantined { error: Error::InUse { users } };
         }
         let healthy = self.check_health();
         if healthy.is_ok() {
-            context.table.dissolve(&self.pool);
+            context.table.end(&self.pool, removals);
         }
-        outcome(healthy)
+        Outcome::from(healthy)
     }
 
     fn aperture(&self, context: &Context) -> Aperture {
@@ -268,7 +262,7 @@ where
 
     fn commit(&self, _: &Permit, prepared: Prepared) -> Outcome {
         let _control = self.pes.lock();
-        outcome(self.switch(&prepared))
+        Outcome::from(self.switch(&prepared))
     }
 
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
@@ -277,12 +271,12 @@ where
         if slots.is_empty() {
             return Outcome::Done;
         }
-        outcome(self.disconnect(&slots))
+        Outcome::from(self.disconnect(&slots))
     }
 
     /// Ends with a kill when devices are attached: the bridge fetches TCEs a cache line at a time, so
     /// the empty entry may be cached beside a valid neighbour. When that kill is not confirmed the
-    /// mapping stands, the bridge is quarantined and the error is [`Error::Timeout`].
+    /// mapping stands and the bridge is quarantined.
     #[inline]
     fn map(
         &self,
@@ -291,7 +285,7 @@ where
         iova: Iova,
         extent: DmaExtent,
         access: Access,
-    ) -> Result<(), Error> {
+    ) -> Result<Outcome, Error> {
         let address = extent.start();
         let entries = context.entries(iova, extent.bytes(), address)?;
         let last = address.as_u64().wrapping_add(extent.bytes() - 1);
@@ -300,19 +294,23 @@ where
         }
         self.check_health()?;
         context.map(&self.pool, entries, Tce::leaf(address, access))?;
-        self.kill_context(context)
+        match self.kill_context(context) {
+            Ok(()) => Ok(Outcome::Done),
+            Err(error) => Ok(Outcome::Quarantined { error }),
+        }
     }
 
     #[inline]
-    fn unmap(
+    fn unmap<T: Removals>(
         &self,
         _: &Permit,
         context: &Context,
         range: IovaRange,
         debts: &mut Debts,
+        removals: &mut T,
     ) -> Result<u64, Error> {
         let entries = context.entries(range.start(), range.bytes(), PhysAddr::new(0))?;
-        let pages = context.table.unmap(&self.pool, entries)?;
+        let pages = context.table.take_out(&self.pool, entries, removals)?;
         if pages != 0 {
             debts.owe(Run { range, tables_changed: TablesChanged::LeavesOnly });
         }
@@ -329,7 +327,7 @@ where
         if killed.is_ok() {
             debts.settle(permit);
         }
-        outcome(killed)
+        Outcome::from(killed)
     }
 
     #[inline]

@@ -5,7 +5,7 @@ use portcullis_hal::{
     Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RegisterIo, TableMemory,
 };
 use portcullis_iommu::{
-    Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Target,
+    Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Removals, Target,
     driver::MAX_MEMBERS, driver::TablesChanged,
 };
 
@@ -18,13 +18,6 @@ use crate::{
         invalidation::{Descriptor, InvalidationHint},
     },
 };
-
-fn outcome(result: Result<(), Error>) -> Outcome {
-    match result {
-        Ok(()) => Outcome::Done,
-        Err(error) => Outcome::Quarantined { error },
-    }
-}
 
 impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for VtdIommu<R, M, C, K> {
     type Spec = ContextSpec;
@@ -45,12 +38,12 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         Ok(VtdContext { tables, domain })
     }
 
-    fn destroy(&self, _: &Permit, context: VtdContext) -> Outcome {
+    fn destroy<T: Removals>(&self, _: &Permit, context: VtdContext, removals: &mut T) -> Outcome {
         let flush = Descriptor::iotlb_domain(self.unit.capability, context.domain);
         if let Err(error) = self.submit(&[flush]) {
             return Outcome::Quarantined { error };
         }
-        context.tables.give_back(&self.tables());
+        context.tables.end(&self.tables(), removals);
         self.domains.give_back(context.domain);
         Outcome::Done
     }
@@ -110,17 +103,17 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
             // Hardware does not answer any more; what it has not cached yet stays closed.
             let _ = self.block_members(prepared.members.iter().copied());
         }
-        outcome(switched)
+        Outcome::from(switched)
     }
 
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
         let _one_at_a_time = self.switching.lock();
         let ours = members.iter().filter(|device| device.segment == self.config.segment);
-        outcome(self.block_members(ours.map(|device| device.requester)))
+        Outcome::from(self.block_members(ours.map(|device| device.requester)))
     }
 
     /// Beyond what the boundary asks: [`Error::Busy`] when another CPU works on the same 2 MiB for
-    /// long. [`Error::Timeout`] only of units with CAP.CM or CAP.RWBF; the mapping exists then.
+    /// long. `Quarantined` only of units with CAP.CM or CAP.RWBF.
     #[inline]
     fn map(
         &self,
@@ -129,26 +122,27 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         iova: Iova,
         extent: DmaExtent,
         access: Access,
-    ) -> Result<(), Error> {
+    ) -> Result<Outcome, Error> {
         self.unit.check_alive()?;
         context.tables.map(&self.tables(), iova, extent, access)?;
         let capability = self.unit.capability;
         if capability.caching_mode() || capability.needs_write_buffer_flush() {
-            return self.announce(context, iova, extent.bytes());
+            return Ok(self.announce(context, iova, extent.bytes()).into());
         }
-        Ok(())
+        Ok(Outcome::Done)
     }
 
     #[inline]
-    fn unmap(
+    fn unmap<T: Removals>(
         &self,
         _: &Permit,
         context: &VtdContext,
         range: IovaRange,
         debts: &mut Debts,
+        removals: &mut T,
     ) -> Result<u64, Error> {
         self.unit.check_alive()?;
-        let bytes = context.tables.unmap(&self.tables(), range)?;
+        let bytes = context.tables.take_out(&self.tables(), range, removals)?;
         if bytes > 0 {
             // Tables stay in the tree until the context ends.
             debts.owe(portcullis_iommu::Run { range, tables_changed: TablesChanged::LeavesOnly });
@@ -177,7 +171,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         if result.is_ok() {
             debts.settle(permit);
         }
-        outcome(result)
+        Outcome::from(result)
     }
 
     fn iova_to_phys(&self, context: &VtdContext, iova: Iova) -> Option<(PhysAddr, Access)> {

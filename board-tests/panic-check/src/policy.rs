@@ -3,7 +3,8 @@
 use core::{hint::black_box, time::Duration};
 
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
+    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
+    RequesterId, Segment,
 };
 use portcullis_iommu::{
     Claim, ContextHandle, DmaUse, Driver, GroupId, Handle, HandleTable, Iommu, Rights, Trusted, UserId, VmId,
@@ -28,6 +29,7 @@ pub(crate) fn exercise<D: Driver>(driver: D, spec: &D::Spec) {
     let Ok(mut claim) = iommu.claim(vm, GroupId(unknown())) else { return };
     control(&iommu, &mut claim, context);
     map(&iommu, context);
+    registered_memory(&iommu, vm, spec);
     handles(&iommu, claim);
     let Ok(mut claim) = iommu.claim(vm, GroupId(unknown())) else { return };
     let _ = black_box(claim.detach());
@@ -90,4 +92,20 @@ fn map<D: Driver>(iommu: &Iommu<D>, context: ContextHandle) {
     let _ = black_box(iommu.unmap(context, range));
     let _ = black_box(iommu.aperture(context));
     let _ = black_box(iommu.take_fault());
+}
+
+fn registered_memory<D: Driver>(iommu: &Iommu<D>, vm: VmId, spec: &D::Spec) {
+    let Ok(phys) = PhysRange::new(PhysAddr::new(unknown()), unknown()) else { return };
+    let Ok(guest) = GuestPhysRange::new(GuestPhysAddr::new(unknown()), unknown()) else { return };
+    let Ok(range) = IovaRange::new(Iova::new(unknown()), unknown()) else { return };
+    let Ok(context) = iommu.create_context(vm, spec) else { return };
+    // SAFETY: the image is never run.
+    let extent = unsafe { DmaExtent::new(phys) };
+    let Ok(region) = iommu.register_memory(vm, guest, extent) else { return };
+    let _ = black_box(iommu.map_guest(context, range.start(), guest, Access::from_bits_retain(unknown())));
+    let _ = black_box(iommu.region(vm, region));
+    let _ = black_box(iommu.unmap(context, range));
+    let _ = black_box(iommu.unregister_memory(vm, black_box(region)));
+    let _ = black_box(iommu.destroy_context(context));
+    let _ = black_box(iommu.release_memory(vm));
 }

@@ -14,7 +14,7 @@ use portcullis_hal::{
 };
 use portcullis_iommu::{
     Aperture, Because, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
-    PageSizes, Permit, QuiescedGroup, Run, Target, VmId, driver::TablesChanged, pci::Method,
+    PageSizes, Permit, QuiescedGroup, Removals, Run, Target, VmId, driver::TablesChanged, pci::Method,
 };
 
 pub(crate) const DEAD: Error = Error::Timeout(TimedOut { register: 0x88, bits: 1 });
@@ -76,7 +76,7 @@ impl Driver for Recorder {
         Ok(Tables { number: state.contexts, coherent, entries: RefCell::default() })
     }
 
-    fn destroy(&self, _: &Permit, context: Tables) -> Outcome {
+    fn destroy<R: Removals>(&self, _: &Permit, context: Tables, _: &mut R) -> Outcome {
         self.act(Did::Destroy(context.number))
     }
 
@@ -110,12 +110,19 @@ impl Driver for Recorder {
         iova: Iova,
         to: DmaExtent,
         access: Access,
-    ) -> Result<(), Error> {
+    ) -> Result<Outcome, Error> {
         context.entries.borrow_mut().insert(iova.as_u64(), (to.start().as_u64(), access));
-        Ok(())
+        Ok(Outcome::Done)
     }
 
-    fn unmap(&self, _: &Permit, context: &Tables, range: IovaRange, debts: &mut Debts) -> Result<u64, Error> {
+    fn unmap<R: Removals>(
+        &self,
+        _: &Permit,
+        context: &Tables,
+        range: IovaRange,
+        debts: &mut Debts,
+        _: &mut R,
+    ) -> Result<u64, Error> {
         self.0.borrow_mut().did.push(Did::Unmap);
         context.entries.borrow_mut().remove(&range.start().as_u64());
         debts.owe(Run { range, tables_changed: TablesChanged::LeavesOnly });

@@ -9,8 +9,8 @@ use portcullis_fake::{
     phb::{FakePhb, PhbKind},
 };
 use portcullis_hal::{
-    Access, DmaExtent, DonatedPages, IoPageSize, Iova, IovaRange, PagePool, PhysAddr, PhysRange, RequesterId,
-    Segment,
+    Access, DmaExtent, DonatedPages, GuestPhysAddr, GuestPhysRange, IoPageSize, Iova, IovaRange, PagePool,
+    PhysAddr, PhysRange, RequesterId, Segment,
 };
 use portcullis_iommu::{ContextHandle, Error, Iommu, VmId};
 use portcullis_ppc_tce::{
@@ -70,7 +70,25 @@ pub struct Ground {
 }
 
 impl Ground {
+    /// Mapped as bare extents.
     pub fn new() -> Self {
+        let ground = Self::empty();
+        ground.map(0, PAGES);
+        ground.unmap(0, PAGES);
+        ground
+    }
+
+    /// Mapped as registered memory, which is counted: one region over all of it.
+    pub fn registered() -> Self {
+        let ground = Self::empty();
+        let all = guest(0, PAGES);
+        ground.iommu.register_memory(VmId(1), all, extent(0, PAGES * PAGE)).expect("a region");
+        ground.map_guest(0, PAGES);
+        ground.unmap(0, PAGES);
+        ground
+    }
+
+    fn empty() -> Self {
         let memory = FakeMemory::coherent(PhysAddr::new(0), 1);
         let config = Config {
             generation: Generation::Phb4,
@@ -91,10 +109,14 @@ impl Ground {
             page_limit: None,
         };
         let context = iommu.create_context(VmId(1), &spec).expect("a context");
-        let ground = Self { iommu, context };
-        ground.map(0, PAGES);
-        ground.unmap(0, PAGES);
-        ground
+        Self { iommu, context }
+    }
+
+    /// Maps `pages` pages of registered memory from page `first` of the window on.
+    #[inline(always)]
+    pub fn map_guest(&self, first: u64, pages: u64) {
+        let iova = Iova::new(START + first * PAGE);
+        self.iommu.map_guest(self.context, iova, guest(first, pages), Access::all()).expect("a map");
     }
 
     /// Maps `pages` pages from page `first` of the window on. Where the system takes the CPU away from one
@@ -122,6 +144,11 @@ impl Ground {
     pub fn lookup(&self, page: u64) -> Option<(PhysAddr, Access)> {
         self.iommu.iova_to_phys(self.context, Iova::new(START + page * PAGE)).expect("live")
     }
+}
+
+/// The same pages as the guest calls them.
+fn guest(first: u64, pages: u64) -> GuestPhysRange {
+    GuestPhysRange::new(GuestPhysAddr::new(first * PAGE), pages * PAGE).expect("a range")
 }
 
 /// The same tables alone, as hypercalls use them, with an entry for each page.

@@ -80,6 +80,13 @@ impl Tce {
         Self(self.0.wrapping_add(size.bytes()))
     }
 
+    /// The entry with this number.
+    #[inline]
+    #[must_use]
+    pub const fn from_u64(entry: u64) -> Self {
+        Self(entry)
+    }
+
     /// The entry as a number.
     #[inline]
     #[must_use]

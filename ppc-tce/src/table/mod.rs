@@ -12,7 +12,7 @@ use portcullis_hal::{
     PagePool, PageRun, PoolError, TABLE_PAGE_CELLS, TableMemory,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Removals, Unheard};
 
 use crate::{firmware::TableRoot, geometry::Geometry, spec::tce::Tce};
 pub use range::Entries;
@@ -134,8 +134,13 @@ impl Table {
     /// Gives all pages back. No TVE points here any more and the kill of every PE that used the tree was
     /// seen finished: the caller vouches for it.
     pub fn dissolve<M: TableMemory>(self, pool: &PagePool<M>) {
+        self.end(pool, &mut Unheard);
+    }
+
+    /// As [`dissolve`](Self::dissolve), and tells `removals` which memory was still mapped.
+    pub fn end<M: TableMemory, T: Removals>(self, pool: &PagePool<M>, removals: &mut T) {
         let above = u32::from(self.geometry.levels()) - 1;
-        give_back(pool, self.geometry, self.root, above);
+        give_back(pool, self.geometry, self.root, above, removals);
     }
 
     /// The cell of the entry at `index`, unless a table is missing there or the index is beyond the tree.
@@ -253,18 +258,23 @@ fn link<M: TableMemory>(
     }
 }
 
-/// Gives back a table `above` levels over the last one, and all below it.
-fn give_back<M: TableMemory>(pool: &PagePool<M>, geometry: Geometry, table: PageRun, above: u32) {
+/// Gives back a table `above` levels over the last one, and all below it; tells what that led to.
+fn give_back<M: TableMemory, T: Removals>(
+    pool: &PagePool<M>,
+    geometry: Geometry,
+    table: PageRun,
+    above: u32,
+    removals: &mut T,
+) {
+    let entries = || pool.cells(&table).iter().map(|cell| Tce::from_memory(cell.load(Ordering::Acquire)));
     if above > 0 {
-        for cell in pool.cells(&table) {
-            let entry = Tce::from_memory(cell.load(Ordering::Acquire));
-            if !entry.is_valid() {
-                continue;
-            }
+        for entry in entries().filter(|entry| entry.is_valid()) {
             if let Some(child) = pool.reclaim(entry.address(), geometry.level_pages()) {
-                give_back(pool, geometry, child, above - 1);
+                give_back(pool, geometry, child, above - 1, removals);
             }
         }
+    } else if T::WANTED {
+        range::tell_entries(entries(), geometry.page_size(), removals);
     }
     pool.give_back(table);
 }

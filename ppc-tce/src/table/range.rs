@@ -1,10 +1,10 @@
 //! Ranges of entries: each last-level table is walked to once.
 
 use portcullis_hal::{
-    Iova, PagePool, TableMemory,
+    IoPageSize, Iova, PagePool, TableMemory,
     sync::{AtomicU64, Ordering},
 };
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Removals, Unheard, removals::tell};
 
 use super::{Table, reserve::Reserve};
 use crate::spec::tce::Tce;
@@ -99,20 +99,39 @@ impl Table {
     /// [`Error::Busy`] while another CPU changes the same tables. Nothing changed.
     #[inline(always)]
     pub fn unmap<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
+        self.take_out(pool, entries, &mut Unheard)
+    }
+
+    /// As [`unmap`](Self::unmap), and tells `removals` which memory was mapped.
+    ///
+    /// # Errors
+    /// As [`unmap`](Self::unmap).
+    #[inline(always)]
+    pub fn take_out<M: TableMemory, T: Removals>(
+        &self,
+        pool: &PagePool<M>,
+        entries: Entries,
+        removals: &mut T,
+    ) -> Result<u64, Error> {
         if let Some(cell) = self.single(pool, entries)
             && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
         {
-            return Ok(u64::from(clear(cell)));
+            return Ok(self.clear_one(cell, removals));
         }
-        self.unmap_tables(pool, entries)
+        self.unmap_tables(pool, entries, removals)
     }
 
     #[inline(never)]
-    fn unmap_tables<M: TableMemory>(&self, pool: &PagePool<M>, entries: Entries) -> Result<u64, Error> {
+    fn unmap_tables<M: TableMemory, T: Removals>(
+        &self,
+        pool: &PagePool<M>,
+        entries: Entries,
+        removals: &mut T,
+    ) -> Result<u64, Error> {
         let _exclusive = self.exclusive(entries)?;
         let mut valid = 0;
         self.each_span(pool, entries, |_, cells| {
-            valid += cells.unwrap_or_default().iter().map(|cell| u64::from(clear(cell))).sum::<u64>();
+            valid += self.clear(cells.unwrap_or_default(), removals);
             Ok(())
         })?;
         Ok(valid)
@@ -193,12 +212,43 @@ impl Table {
         }
         tce
     }
+
+    /// Empties a cell and tells what it led to; returns whether it was valid, as a number.
+    #[inline]
+    fn clear_one<T: Removals>(&self, cell: &AtomicU64, removals: &mut T) -> u64 {
+        let old = take(cell);
+        if old.is_valid() {
+            removals.removed(old.address(), self.geometry.page_size().bytes());
+        }
+        u64::from(old.is_valid())
+    }
+
+    /// Empties cells and tells what they led to; returns how many were valid.
+    #[inline]
+    fn clear<T: Removals>(&self, cells: &[AtomicU64], removals: &mut T) -> u64 {
+        if !T::WANTED {
+            return cells.iter().map(|cell| u64::from(take(cell).is_valid())).sum();
+        }
+        tell_entries(cells.iter().map(take), self.geometry.page_size(), removals)
+            >> self.geometry.page_size().shift()
+    }
 }
 
-/// Empties a cell; returns whether it was valid.
+/// Tells what last-level entries led to; returns the bytes.
 #[inline]
-fn clear(cell: &AtomicU64) -> bool {
+pub(super) fn tell_entries<T: Removals>(
+    entries: impl Iterator<Item = Tce>,
+    page_size: IoPageSize,
+    removals: &mut T,
+) -> u64 {
+    let address = |entry| Tce::from_u64(entry).is_valid().then(|| Tce::from_u64(entry).address());
+    tell(entries.map(Tce::as_u64), page_size.bytes(), address, removals)
+}
+
+/// Empties a cell; returns what it held.
+#[inline]
+fn take(cell: &AtomicU64) -> Tce {
     let old = Tce::from_memory(cell.load(Ordering::Relaxed));
     cell.store(0, Ordering::Relaxed);
-    old.is_valid()
+    old
 }

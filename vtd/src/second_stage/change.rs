@@ -1,14 +1,13 @@
 //! Map, unmap, enforce: what changes the tables.
 
 use portcullis_hal::{Access, CacheMaintenance, DmaExtent, Iova, IovaRange, TableMemory, sync::Ordering};
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Removals, Unheard};
 
 use super::{
     PAGE, SecondStage,
     filler::{Filler, need_for},
-    leaves::{clear, first_present, leaves},
+    leaves::{clear, first_present, leaves, remove_page},
     reservation::Reservation,
-    shift,
     slots::{Exclusion, Exclusive, Shared, Slot, Span},
     write_back::Unseen,
 };
@@ -63,7 +62,21 @@ impl SecondStage {
         tables: &TableAccess<'_, M, K>,
         range: IovaRange,
     ) -> Result<u64, Error> {
-        self.unmap_with::<Shared, M, K>(tables, range)
+        self.take_out(tables, range, &mut Unheard)
+    }
+
+    /// As [`unmap`](Self::unmap), and tells `removals` which memory was mapped.
+    ///
+    /// # Errors
+    /// As [`unmap`](Self::unmap).
+    #[inline]
+    pub fn take_out<M: TableMemory, K: CacheMaintenance, T: Removals>(
+        &self,
+        tables: &TableAccess<'_, M, K>,
+        range: IovaRange,
+        removals: &mut T,
+    ) -> Result<u64, Error> {
+        self.unmap_with::<Shared, M, K, T>(tables, range, removals)
     }
 
     /// The same for a caller that has the tables for itself: no locked instruction.
@@ -76,7 +89,7 @@ impl SecondStage {
         tables: &TableAccess<'_, M, K>,
         range: IovaRange,
     ) -> Result<u64, Error> {
-        self.unmap_with::<Exclusive, M, K>(tables, range)
+        self.unmap_with::<Exclusive, M, K, _>(tables, range, &mut Unheard)
     }
 
     /// From now on every page that is mapped carries SNP. The caller holds the witness that the unit can.
@@ -145,22 +158,24 @@ impl SecondStage {
     }
 
     #[inline]
-    fn unmap_with<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
+    fn unmap_with<E: Exclusion, M: TableMemory, K: CacheMaintenance, T: Removals>(
         &self,
         tables: &TableAccess<'_, M, K>,
         range: IovaRange,
+        removals: &mut T,
     ) -> Result<u64, Error> {
-        match self.unmap_one_page::<E, M, K>(tables, range) {
+        match self.unmap_one_page::<E, M, K, T>(tables, range, removals) {
             Some(bytes) => Ok(bytes),
-            None => self.unmap_range::<E, M, K>(tables, range),
+            None => self.unmap_range::<E, M, K, T>(tables, range, removals),
         }
     }
 
     #[inline(never)]
-    fn unmap_range<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
+    fn unmap_range<E: Exclusion, M: TableMemory, K: CacheMaintenance, T: Removals>(
         &self,
         tables: &TableAccess<'_, M, K>,
         range: IovaRange,
+        removals: &mut T,
     ) -> Result<u64, Error> {
         let span = self.span(range)?;
         let (first, _) = self.lock::<E, M, K>(tables, span, |slot, part| {
@@ -172,11 +187,11 @@ impl SecondStage {
         self.each_locked(tables, first, span.last, |slot| {
             let pte = slot.pte();
             if !pte.is_table(slot.level) {
-                bytes += if pte.is_present() { 1 << shift(slot.level) } else { 0 };
+                bytes += remove_page(pte, slot.level, removals);
                 return Ok(Pte::EMPTY);
             }
             let entries = leaves(tables, pte, slot.part(span))?;
-            let cleared = clear(entries);
+            let cleared = clear(entries, removals);
             if cleared > 0 {
                 tables.write_back(entries);
             }

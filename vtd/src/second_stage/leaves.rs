@@ -1,12 +1,12 @@
 //! Runs of leaf entries in one table, whose slot is busy.
 
 use portcullis_hal::{
-    CacheMaintenance, TableMemory,
+    CacheMaintenance, PhysAddr, TableMemory,
     sync::{AtomicU64, Ordering},
 };
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Removals, removals::tell};
 
-use super::{PAGE, index, slots::Span};
+use super::{PAGE, index, shift, slots::Span};
 use crate::{spec::entries::Pte, table_access::TableAccess};
 
 /// Entries that are looked at, or stored, in one go: a cache line.
@@ -65,13 +65,42 @@ pub(super) fn fill(entries: &[AtomicU64], value: u64) {
     }
 }
 
-/// Clears entries; returns how many held something.
+/// Clears entries and tells what they led to; returns how many held something.
 #[inline]
-pub(super) fn clear(entries: &[AtomicU64]) -> u64 {
+pub(super) fn clear<T: Removals>(entries: &[AtomicU64], removals: &mut T) -> u64 {
+    if T::WANTED {
+        return tell_leaves(entries.iter().map(|entry| Pte(take(entry))), removals) / PAGE;
+    }
     let (lines, rest) = entries.as_chunks::<LINE>();
     let cleared = lines.iter().map(clear_line).sum::<u64>() + count(rest);
     rest.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     cleared
+}
+
+/// Empties an entry; returns what it held.
+#[inline]
+fn take(entry: &AtomicU64) -> u64 {
+    let old = entry.load(Ordering::Relaxed);
+    entry.store(0, Ordering::Relaxed);
+    old
+}
+
+/// Tells what leaves led to; returns the bytes.
+#[inline]
+pub(super) fn tell_leaves<T: Removals>(leaves: impl Iterator<Item = Pte>, removals: &mut T) -> u64 {
+    let address = |leaf| Pte(leaf).is_present().then(|| PhysAddr::new(Pte(leaf).address()));
+    tell(leaves.map(|leaf| leaf.0), PAGE, address, removals)
+}
+
+/// Tells of the page that an entry of `level`, which is no table's, led to; returns its bytes.
+#[inline]
+pub(super) fn remove_page<T: Removals>(pte: Pte, level: u8, removals: &mut T) -> u64 {
+    if !pte.is_present() {
+        return 0;
+    }
+    let bytes = 1 << shift(level);
+    removals.removed(PhysAddr::new(pte.address()), bytes);
+    bytes
 }
 
 #[inline]

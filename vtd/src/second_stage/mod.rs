@@ -27,7 +27,7 @@ use portcullis_hal::{
     sync::{AtomicU32, AtomicU64, Ordering},
     table_memory::TABLE_PAGE_CELLS,
 };
-use portcullis_iommu::Error;
+use portcullis_iommu::{Error, Removals, Unheard};
 
 use crate::{
     snoop::SnoopControl,
@@ -197,23 +197,41 @@ impl SecondStage {
 
     /// Gives all table pages back. The caller has seen the invalidation that ends hardware's use of them.
     pub fn give_back<M: TableMemory, K: CacheMaintenance>(self, access: &TableAccess<'_, M, K>) {
-        give_back_below(access, self.root_address, self.format.levels);
+        self.end(access, &mut Unheard);
+    }
+
+    /// As [`give_back`](Self::give_back), and tells `removals` which memory was still mapped.
+    pub fn end<M: TableMemory, K: CacheMaintenance, T: Removals>(
+        self,
+        access: &TableAccess<'_, M, K>,
+        removals: &mut T,
+    ) {
+        give_back_below(access, self.root_address, self.format.levels, removals);
         access.pool.give_back(self.root);
     }
 }
 
 /// Gives back the tables that the table at `table`, whose entries are of `level`, points to.
-fn give_back_below<M: TableMemory, K: CacheMaintenance>(
+fn give_back_below<M: TableMemory, K: CacheMaintenance, T: Removals>(
     access: &TableAccess<'_, M, K>,
     table: u64,
     level: u8,
+    removals: &mut T,
 ) {
-    for entry in access.entries(table, 0, TABLE_PAGE_CELLS).unwrap_or_default() {
-        let pte = Pte(entry.load(Ordering::Acquire));
+    let entries = access.entries(table, 0, TABLE_PAGE_CELLS).unwrap_or_default();
+    let entries = entries.iter().map(|entry| Pte(entry.load(Ordering::Acquire)));
+    if level == 1 {
+        if T::WANTED {
+            leaves::tell_leaves(entries, removals);
+        }
+        return;
+    }
+    for pte in entries {
         if !pte.is_table(level) {
+            leaves::remove_page(pte, level, removals);
             continue;
         }
-        give_back_below(access, pte.address(), level.saturating_sub(1));
+        give_back_below(access, pte.address(), level.saturating_sub(1), removals);
         if let Some(run) = access.pool.reclaim(PhysAddr::new(pte.address()), 1) {
             access.pool.give_back(run);
         }

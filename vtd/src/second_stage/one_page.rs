@@ -5,9 +5,10 @@
 //! deals with it.
 
 use portcullis_hal::{
-    Access, CacheMaintenance, DmaExtent, Iova, IovaRange, TableMemory,
+    Access, CacheMaintenance, DmaExtent, Iova, IovaRange, PhysAddr, TableMemory,
     sync::{AtomicU64, Ordering},
 };
+use portcullis_iommu::Removals;
 
 use super::{INTERRUPTS, PAGE, SecondStage, entry_for, slots::Exclusion};
 use crate::{spec::entries::Pte, table_access::TableAccess};
@@ -46,18 +47,23 @@ impl SecondStage {
 
     /// Unmaps one page and returns the bytes that were mapped; `None` when it declines.
     #[inline]
-    pub(super) fn unmap_one_page<E: Exclusion, M: TableMemory, K: CacheMaintenance>(
+    pub(super) fn unmap_one_page<E: Exclusion, M: TableMemory, K: CacheMaintenance, T: Removals>(
         &self,
         tables: &TableAccess<'_, M, K>,
         range: IovaRange,
+        removals: &mut T,
     ) -> Option<u64> {
         if range.bytes() != PAGE {
             return None;
         }
         let busy = self.enter_leaf::<E, M, K>(tables, range.start())?;
-        let was_mapped = busy.entry.load(Ordering::Relaxed) != 0;
+        let old = Pte(busy.entry.load(Ordering::Relaxed));
         busy.entry.store(0, Ordering::Relaxed);
         busy.slot.store(busy.slot_pte.0, Ordering::Release);
+        let was_mapped = old != Pte::EMPTY;
+        if T::WANTED && was_mapped {
+            removals.removed(PhysAddr::new(old.address()), PAGE);
+        }
         Some(if was_mapped { PAGE } else { 0 })
     }
 

@@ -1,0 +1,148 @@
+//! Registered memory as the hypervisor asks for it.
+
+use portcullis_hal::{Access, DmaExtent, GuestPhysRange, Iova, IovaRange, sync::Ordering};
+
+use super::{RegionHandle, RegionInfo, returned::Returned};
+use crate::{
+    context::{Context, ContextHandle, Entered},
+    driver::{Debts, Driver, Outcome, Permit},
+    error::Error,
+    group::VmId,
+    ownership::Owner,
+    policy::Iommu,
+    removals::{Removals, Unheard},
+};
+
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+    /// Makes `extent` the memory behind the guest-physical range `guest` of `vm`. For the hypervisor's
+    /// control plane; takes a lock. The extent stays reachable for the VM's devices, as far as it is
+    /// mapped, until an [`unregister_memory`](Self::unregister_memory) succeeds.
+    ///
+    /// # Errors
+    /// [`Error::SizesDiffer`], [`Error::Misaligned`] when an address or the length is no multiple of
+    /// 4 KiB, [`Error::Overlaps`] with a region of the same VM at these guest addresses or of any VM in
+    /// this memory, [`Error::Full`].
+    pub fn register_memory(
+        &self,
+        vm: VmId,
+        guest: GuestPhysRange,
+        extent: DmaExtent,
+    ) -> Result<RegionHandle, Error> {
+        self.memory.register(vm, guest, extent)
+    }
+
+    /// Ends a region. When it returns, no table leads there and no mapping can begin. Takes a lock.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::OwnedBy`] for another VM's region, [`Error::StillMapped`] with the
+    /// number of 4 KiB units that are mapped or being mapped: nothing changed.
+    pub fn unregister_memory(&self, vm: VmId, region: RegionHandle) -> Result<(), Error> {
+        self.memory.unregister(vm, region)
+    }
+
+    /// Ends all regions of a VM that is going: no new mapping of them begins. Takes a lock. What is still
+    /// mapped stays until a later call.
+    ///
+    /// # Errors
+    /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay.
+    pub fn release_memory(&self, vm: VmId) -> Result<(), Error> {
+        self.memory.release(vm)
+    }
+
+    /// What is known of a region. Takes a lock.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::OwnedBy`].
+    pub fn region(&self, vm: VmId, region: RegionHandle) -> Result<RegionInfo, Error> {
+        self.memory.info(vm, region)
+    }
+
+    /// Lets devices in the context reach the memory behind `guest`, a range inside one region of the
+    /// context's owner, at `iova`; visible to hardware when it returns. Any CPU, at any time; takes no
+    /// lock.
+    ///
+    /// The first mapping call decides whether a context maps regions or bare extents.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Busy`], [`Error::NotRegistered`], [`Error::Misaligned`],
+    /// [`Error::PageTooLarge`] when the context has only pages larger than the region's,
+    /// [`Error::OtherBacking`], or what the driver says: no entry and no count changed.
+    /// [`Error::Timeout`] when hardware did not confirm: the mapping stands and is counted.
+    #[inline]
+    pub fn map_guest(
+        &self,
+        context: ContextHandle,
+        iova: Iova,
+        guest: GuestPhysRange,
+        access: Access,
+    ) -> Result<(), Error> {
+        let entered = self.enter(context)?;
+        let context = entered.context()?;
+        let Owner::Guest(vm) = context.owner else { return Err(Error::NotRegistered { guest }) };
+        let hint = context.backing.by_regions()?;
+        let taken = self.memory.take(hint, vm, guest)?;
+        if taken.slot() != hint {
+            context.backing.remember(taken.slot());
+        }
+        let smallest = self.driver.aperture(&context.tables).page_sizes.bits();
+        if !taken.fits_pages_of(smallest & smallest.wrapping_neg()) {
+            let page_size = taken.page_size();
+            taken.give_back();
+            return Err(Error::PageTooLarge { page_size });
+        }
+        match self.driver.map(&Permit::new(), &context.tables, iova, taken.extent(), access) {
+            Ok(outcome) => {
+                taken.install();
+                outcome.confirmed()
+            }
+            Err(error) => {
+                taken.give_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Unmaps and waits for hardware; then what was counted goes back.
+    #[inline]
+    pub(crate) fn unmap_from(
+        &self,
+        entered: &Entered<'_, D::Context>,
+        range: IovaRange,
+    ) -> Result<u64, Error> {
+        let context = entered.context()?;
+        if context.backing.is_extents() {
+            return self.unmap_telling(entered, context, range, &mut Unheard);
+        }
+        let mut returned = Returned::new(&self.memory, &context.backing);
+        let bytes = self.unmap_telling(entered, context, range, &mut returned)?;
+        returned.give_back();
+        Ok(bytes)
+    }
+
+    #[inline]
+    fn unmap_telling<R: Removals>(
+        &self,
+        entered: &Entered<'_, D::Context>,
+        context: &Context<D::Context>,
+        range: IovaRange,
+        removals: &mut R,
+    ) -> Result<u64, Error> {
+        let (permit, mut debts) = (Permit::new(), Debts::new());
+        let bytes = self.driver.unmap(&permit, &context.tables, range, &mut debts, removals)?;
+        match self.driver.flush(&permit, &context.tables, &mut debts) {
+            Outcome::Done => Ok(bytes),
+            Outcome::Quarantined { error } => {
+                entered.slot.poisoned.store(true, Ordering::Release);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends tables that no device uses; what they still mapped is counted out.
+    pub(crate) fn end_tables(&self, context: Context<D::Context>) -> Result<(), Error> {
+        let mut returned = Returned::new(&self.memory, &context.backing);
+        self.driver.destroy(&Permit::new(), context.tables, &mut returned).confirmed()?;
+        returned.give_back();
+        Ok(())
+    }
+}

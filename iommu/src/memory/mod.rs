@@ -1,0 +1,330 @@
+//! Registered guest memory: which host memory is behind a guest's addresses, and how often devices can
+//! reach it.
+//!
+//! A VM's guest-physical ranges are registered with the host memory behind them, and from then on its
+//! devices are pointed at guest addresses. Each region counts the 4 KiB units that tables map of it, and
+//! is given back only when none is left.
+//!
+//! # Concurrency
+//! Registering and unregistering take a lock. Looking up and counting take none and wait for nobody:
+//! regions are found by binary search in an order that is published beside a version; a search that met
+//! a change looks through the slots, in which a live region stays where it is.
+
+mod calls;
+mod order;
+mod region;
+mod returned;
+mod tokens;
+
+use const_fn::const_fn;
+use portcullis_hal::{
+    DmaExtent, GuestPhysRange, IoPageSize, PhysAddr, PhysRange, array_of,
+    sync::{AtomicU32, Mutex, Ordering, fence},
+};
+
+use self::{
+    order::Order,
+    region::{Counted, Region, Seen},
+    tokens::{Tokens, UNIT},
+};
+use crate::{error::Error, group::VmId};
+
+/// Regions that one [`Iommu`](crate::Iommu) holds, of all VMs together.
+pub const REGIONS: usize = 64;
+
+/// Names a registered region: slot and generation. A handle that outlived its region is stale for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct RegionHandle {
+    slot: u32,
+    generation: u32,
+}
+
+impl RegionHandle {
+    /// The slot that the handle names: a number for people; it says nothing without the generation.
+    #[must_use]
+    pub const fn slot(self) -> u32 {
+        self.slot
+    }
+}
+
+/// A registered region, as it was when it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// What the guest calls it.
+    pub guest: GuestPhysRange,
+    /// First address of the host memory behind it.
+    pub host: PhysAddr,
+    /// The smallest of the alignments of both addresses and the length. Contexts with larger pages
+    /// cannot map the region.
+    pub page_size: IoPageSize,
+    /// Units of 4 KiB that tables map of it, each as often as it is mapped.
+    pub mapped: u64,
+}
+
+/// The registered regions of all VMs.
+#[derive(Debug)]
+pub(crate) struct RegisteredMemory<const N: usize> {
+    regions: [Region; N],
+    /// Held by whoever registers or unregisters.
+    control: Mutex<()>,
+    /// Odd while the orders are being changed.
+    version: AtomicU32,
+    /// By owner and guest address.
+    by_guest: Order<N>,
+    /// By host address.
+    by_host: Order<N>,
+}
+
+/// Units counted in for one mapping, and the memory that it may lead to.
+#[must_use = "tokens are installed or go back to their region"]
+pub(crate) struct Taken<'m> {
+    region: &'m Region,
+    slot: u32,
+    counted: Counted,
+}
+
+impl<const N: usize> RegisteredMemory<N> {
+    #[const_fn(cfg(not(loom)))]
+    pub(crate) const fn new() -> Self {
+        Self {
+            regions: array_of![Region::new(); N],
+            control: Mutex::new(()),
+            version: AtomicU32::new(0),
+            by_guest: Order::new(),
+            by_host: Order::new(),
+        }
+    }
+
+    fn register(&self, vm: VmId, guest: GuestPhysRange, extent: DmaExtent) -> Result<RegionHandle, Error> {
+        let seen = check(Seen { owner: vm, guest, extent })?;
+        let _control = self.control.lock();
+        if let Some(region) = self.clash(&seen) {
+            return Err(Error::Overlaps { region });
+        }
+        let (slot, region) =
+            self.slots().find(|(_, region)| region.see().is_none()).ok_or(Error::Full { capacity: N })?;
+        if !region.fill(seen) {
+            return Err(Error::Busy);
+        }
+        self.reorder(|| {
+            let start = guest.start();
+            self.by_guest.insert(slot, |other| self.is(other, |other| other.ends_before_guest(vm, start)));
+            self.by_host.insert(slot, |other| self.is(other, |other| other.ends_before_host(extent.start())));
+        });
+        Ok(RegionHandle { slot, generation: region.generation() })
+    }
+
+    fn unregister(&self, vm: VmId, handle: RegionHandle) -> Result<(), Error> {
+        let _control = self.control.lock();
+        let (region, _) = self.named(vm, handle)?;
+        self.end(handle.slot, region).map_err(|pages| Error::StillMapped { pages })
+    }
+
+    /// Ends all regions of a VM, as far as nothing leads into them; from now on nothing new does.
+    fn release(&self, vm: VmId) -> Result<(), Error> {
+        let _control = self.control.lock();
+        let mut pages = 0_u64;
+        for (slot, region) in self.slots() {
+            if region.see().is_some_and(|seen| seen.owner == vm) {
+                region.shut();
+                pages = pages.saturating_add(self.end(slot, region).err().unwrap_or(0));
+            }
+        }
+        if pages == 0 { Ok(()) } else { Err(Error::StillMapped { pages }) }
+    }
+
+    fn info(&self, vm: VmId, handle: RegionHandle) -> Result<RegionInfo, Error> {
+        let _control = self.control.lock();
+        let (region, seen) = self.named(vm, handle)?;
+        Ok(RegionInfo {
+            guest: seen.guest,
+            host: seen.extent.start(),
+            page_size: seen.page_size(),
+            mapped: region.count(),
+        })
+    }
+
+    /// Closes a region into which nothing leads, and empties its slot.
+    fn end(&self, slot: u32, region: &Region) -> Result<(), u64> {
+        region.close()?;
+        self.reorder(|| {
+            self.by_guest.remove(slot);
+            self.by_host.remove(slot);
+            region.empty();
+        });
+        Ok(())
+    }
+
+    fn named(&self, vm: VmId, handle: RegionHandle) -> Result<(&Region, Seen), Error> {
+        let stale = Error::Stale { slot: handle.slot };
+        let region = self.regions.get(handle.slot as usize).ok_or(stale)?;
+        if region.generation() != handle.generation {
+            return Err(stale);
+        }
+        let seen = region.see().ok_or(stale)?;
+        if seen.owner == vm { Ok((region, seen)) } else { Err(Error::OwnedBy { owner: seen.owner }) }
+    }
+
+    /// A region of the same VM that shares guest addresses, or of any VM that shares host memory.
+    fn clash(&self, new: &Seen) -> Option<RegionHandle> {
+        let clashes = |old: Seen| {
+            let guest = old.owner == new.owner && old.guest.overlaps(new.guest);
+            guest || old.host().zip(new.host()).is_some_and(|(old, new)| old.overlaps(new))
+        };
+        self.slots()
+            .find(|(_, region)| region.see().is_some_and(clashes))
+            .map(|(slot, region)| RegionHandle { slot, generation: region.generation() })
+    }
+
+    /// Changes the orders; searches notice.
+    fn reorder(&self, change: impl FnOnce()) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        change();
+        self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// Counts the pages of `guest` in, for a mapping of it; `hint` is a slot to look at first.
+    #[inline]
+    pub(crate) fn take(&self, hint: u32, vm: VmId, guest: GuestPhysRange) -> Result<Taken<'_>, Error> {
+        match self.take_at(hint, vm, guest) {
+            Some(taken) => Ok(taken),
+            None => self.take_anywhere(vm, guest),
+        }
+    }
+
+    #[inline(never)]
+    fn take_anywhere(&self, vm: VmId, guest: GuestPhysRange) -> Result<Taken<'_>, Error> {
+        let start = guest.start();
+        if let Some(value) = [start.as_u64(), guest.bytes()].into_iter().find(|value| value % UNIT != 0) {
+            return Err(Error::Misaligned { value });
+        }
+        let taken = match self.search(&self.by_guest, |region| region.ends_before_guest(vm, start)) {
+            Ok(found) => found.and_then(|slot| self.take_at(slot, vm, guest)),
+            Err(Reordered) => self.slots().find_map(|(slot, _)| self.take_at(slot, vm, guest)),
+        };
+        taken.ok_or(Error::NotRegistered { guest })
+    }
+
+    #[inline]
+    fn take_at(&self, slot: u32, vm: VmId, guest: GuestPhysRange) -> Option<Taken<'_>> {
+        let region = self.regions.get(slot as usize)?;
+        if !guest.is_aligned(IoPageSize::SIZE_4K) {
+            return None;
+        }
+        Some(Taken { region, slot, counted: region.take(vm, guest)? })
+    }
+
+    /// Whether the region in a slot holds all of this host memory.
+    #[inline]
+    fn holds(&self, slot: u32, start: PhysAddr, bytes: u64) -> bool {
+        let holds = |extent: DmaExtent| {
+            let offset = start.as_u64().wrapping_sub(extent.start().as_u64());
+            offset < extent.bytes() && bytes <= extent.bytes() - offset
+        };
+        self.regions.get(slot as usize).and_then(Region::extent).is_some_and(holds)
+    }
+
+    /// The first region, in the order of host memory, that does not end before `address`. Exact for
+    /// regions that are counted into all the while.
+    fn region_from(&self, address: PhysAddr) -> Option<(u32, PhysRange)> {
+        let found = self.search(&self.by_host, |region| region.ends_before_host(address));
+        if let Ok(None) = found {
+            return None;
+        }
+        let found = found.ok().flatten().and_then(|slot| Some((slot, self.host_of(slot)?)));
+        found.or_else(|| {
+            let hosts = self.slots().filter_map(|(slot, _)| Some((slot, self.host_of(slot)?)));
+            hosts.filter(|(_, host)| host.last() >= address).min_by_key(|(_, host)| host.start())
+        })
+    }
+
+    /// Counts units out of the region in a slot.
+    #[inline]
+    fn give_back(&self, slot: u32, tokens: Tokens) {
+        match self.regions.get(slot as usize) {
+            Some(region) => region.give_back(tokens),
+            None => tokens.install(),
+        }
+    }
+
+    #[inline]
+    fn search(
+        &self,
+        order: &Order<N>,
+        is_before: impl Fn(&Region) -> bool,
+    ) -> Result<Option<u32>, Reordered> {
+        let version = self.version.load(Ordering::Acquire);
+        let found = order.search(|slot| self.is(slot, &is_before));
+        fence(Ordering::Acquire);
+        let settled = version & 1 == 0 && self.version.load(Ordering::Relaxed) == version;
+        if settled { Ok(found) } else { Err(Reordered) }
+    }
+
+    fn host_of(&self, slot: u32) -> Option<PhysRange> {
+        self.regions.get(slot as usize)?.host()
+    }
+
+    #[inline]
+    fn is(&self, slot: u32, holds: impl Fn(&Region) -> bool) -> bool {
+        self.regions.get(slot as usize).is_some_and(holds)
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (u32, &Region)> {
+        (0..).zip(&self.regions)
+    }
+}
+
+/// The orders changed during a search.
+struct Reordered;
+
+/// Checks what does not depend on other regions.
+fn check(seen: Seen) -> Result<Seen, Error> {
+    let (guest, host) = (seen.guest.bytes(), seen.extent.bytes());
+    if guest != host {
+        return Err(Error::SizesDiffer { guest, host });
+    }
+    let numbers = [seen.guest.start().as_u64(), seen.extent.start().as_u64(), host];
+    match numbers.into_iter().find(|number| number % UNIT != 0) {
+        Some(value) => Err(Error::Misaligned { value }),
+        None => Ok(seen),
+    }
+}
+
+impl Taken<'_> {
+    /// The memory that the mapping may lead to.
+    #[inline]
+    pub(crate) const fn extent(&self) -> DmaExtent {
+        self.counted.part
+    }
+
+    #[inline]
+    pub(crate) const fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// Whether a context whose smallest page has so many bytes can map the region.
+    #[inline]
+    pub(crate) const fn fits_pages_of(&self, bytes: u64) -> bool {
+        self.counted.alignment & bytes.wrapping_sub(1) == 0
+    }
+
+    /// The largest page of the region.
+    pub(crate) fn page_size(&self) -> IoPageSize {
+        region::page_size(self.counted.alignment)
+    }
+
+    /// The mapping exists.
+    #[inline]
+    pub(crate) fn install(self) {
+        self.counted.tokens.install();
+    }
+
+    /// There will be no mapping.
+    #[inline]
+    pub(crate) fn give_back(self) {
+        self.region.give_back(self.counted.tokens);
+    }
+}

@@ -1,0 +1,188 @@
+//! One registered range: where it leads, and how many entries lead into it.
+
+use const_fn::const_fn;
+use portcullis_hal::{
+    DmaExtent, DmaExtentCell, GuestPhysAddr, GuestPhysRange, IoPageSize, PhysAddr, PhysRange,
+    sync::{AtomicU32, AtomicU64, Ordering},
+};
+
+use super::tokens::Tokens;
+use crate::group::VmId;
+
+/// Set in the state while no new mapping may begin.
+const CLOSED: u64 = 1 << 63;
+/// The rest of the state: units that are mapped, or about to be.
+const COUNT: u64 = CLOSED - 1;
+/// More than table memory could ever hold, with room for calls that are about to be refused.
+const MOST: u64 = 1 << 62;
+
+/// A slot for a region.
+///
+/// The state is gate and count in one word: a caller that counts itself in and finds the gate open
+/// holds the region until it counts itself out, because only a region with count 0 is ever emptied.
+/// The other fields change only while the slot is empty and closed.
+#[derive(Debug)]
+pub(super) struct Region {
+    state: AtomicU64,
+    /// Changes when the slot is emptied.
+    generation: AtomicU32,
+    owner: AtomicU32,
+    guest: AtomicU64,
+    /// Stored after owner and guest address; empty in an empty slot.
+    extent: DmaExtentCell,
+}
+
+/// What a slot holds at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) owner: VmId,
+    pub(super) guest: GuestPhysRange,
+    pub(super) extent: DmaExtent,
+}
+
+impl Seen {
+    /// The host memory as a range.
+    #[inline]
+    pub(super) fn host(&self) -> Option<PhysRange> {
+        PhysRange::new(self.extent.start(), self.extent.bytes()).ok()
+    }
+
+    /// The largest page of which the region is made: the smallest of its alignments.
+    pub(super) fn page_size(&self) -> IoPageSize {
+        page_size(alignment(self.guest.start().as_u64(), self.extent))
+    }
+}
+
+/// Units that were counted in, and what the caller may do with them.
+#[must_use = "tokens are installed or go back to their region"]
+pub(super) struct Counted {
+    /// The host memory behind the guest range.
+    pub(super) part: DmaExtent,
+    /// [`alignment`] of the region.
+    pub(super) alignment: u64,
+    pub(super) tokens: Tokens,
+}
+
+/// All addresses and the length, or-ed: aligned to what all of them are aligned to.
+#[inline]
+const fn alignment(guest: u64, extent: DmaExtent) -> u64 {
+    guest | extent.start().as_u64() | extent.bytes()
+}
+
+/// The largest page that an [`alignment`] allows.
+pub(super) fn page_size(alignment: u64) -> IoPageSize {
+    IoPageSize::from_shift(alignment.trailing_zeros().min(34) as u8).unwrap_or(IoPageSize::SIZE_4K)
+}
+
+impl Region {
+    #[const_fn(cfg(not(loom)))]
+    pub(super) const fn new() -> Self {
+        Self {
+            state: AtomicU64::new(CLOSED),
+            generation: AtomicU32::new(0),
+            owner: AtomicU32::new(0),
+            guest: AtomicU64::new(0),
+            extent: DmaExtentCell::new(),
+        }
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// What the slot holds, unless it is empty or being changed.
+    #[inline]
+    pub(super) fn see(&self) -> Option<Seen> {
+        let extent = self.extent.load()?;
+        let start = GuestPhysAddr::new(self.guest.load(Ordering::Relaxed));
+        let guest = GuestPhysRange::new(start, extent.bytes()).ok()?;
+        Some(Seen { owner: VmId(self.owner.load(Ordering::Relaxed)), guest, extent })
+    }
+
+    /// The host memory, unless the slot is empty or being changed.
+    #[inline]
+    pub(super) fn extent(&self) -> Option<DmaExtent> {
+        self.extent.load()
+    }
+
+    /// The same as a range.
+    pub(super) fn host(&self) -> Option<PhysRange> {
+        let extent = self.extent.load()?;
+        PhysRange::new(extent.start(), extent.bytes()).ok()
+    }
+
+    /// Counts the pages of a guest range in; `None` when it is not here or the region is closed.
+    #[inline]
+    pub(super) fn take(&self, vm: VmId, range: GuestPhysRange) -> Option<Counted> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let extent = self.extent.load()?;
+        let guest = self.guest.load(Ordering::Relaxed);
+        if self.owner.load(Ordering::Relaxed) != vm.0 {
+            return None;
+        }
+        let part = extent.part(range.start().as_u64().checked_sub(guest)?, range.bytes())?;
+        let tokens = Tokens::wanted(range);
+        let before = self.state.fetch_add(tokens.count(), Ordering::AcqRel);
+        // Counted in, the slot cannot be emptied any more: if it was not by now, what was read holds.
+        if before < MOST && self.generation.load(Ordering::Relaxed) == generation {
+            return Some(Counted { part, alignment: alignment(guest, extent), tokens });
+        }
+        self.give_back(tokens);
+        None
+    }
+
+    /// Counts units out.
+    #[inline]
+    pub(super) fn give_back(&self, tokens: Tokens) {
+        self.state.fetch_sub(tokens.spend(), Ordering::Release);
+    }
+
+    /// Units that are mapped, or about to be.
+    pub(super) fn count(&self) -> u64 {
+        self.state.load(Ordering::Acquire) & COUNT
+    }
+
+    /// From now on no new mapping begins.
+    pub(super) fn shut(&self) {
+        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    /// Closes a region into which nothing leads; else says how many units do, and nothing changed.
+    pub(super) fn close(&self) -> Result<(), u64> {
+        let closed = |state| (state & COUNT == 0).then_some(CLOSED);
+        let result = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, closed);
+        result.map(drop).map_err(|state| state & COUNT)
+    }
+
+    /// Fills an empty slot and opens it.
+    pub(super) fn fill(&self, seen: Seen) -> bool {
+        self.owner.store(seen.owner.0, Ordering::Relaxed);
+        self.guest.store(seen.guest.start().as_u64(), Ordering::Relaxed);
+        let stored = self.extent.store(Some(seen.extent));
+        if stored {
+            self.state.fetch_and(!CLOSED, Ordering::AcqRel);
+        }
+        stored
+    }
+
+    /// Empties a closed slot: every handle is stale from now on.
+    pub(super) fn empty(&self) -> bool {
+        let stored = self.extent.store(None);
+        if stored {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        stored
+    }
+
+    /// Whether the region ends before a guest address, in the order of VMs and addresses.
+    #[inline]
+    pub(super) fn ends_before_guest(&self, vm: VmId, address: GuestPhysAddr) -> bool {
+        self.see().is_some_and(|seen| (seen.owner.0, seen.guest.last()) < (vm.0, address))
+    }
+
+    /// Whether the region ends before a host address.
+    #[inline]
+    pub(super) fn ends_before_host(&self, address: PhysAddr) -> bool {
+        self.host().is_some_and(|host| host.last() < address)
+    }
+}
