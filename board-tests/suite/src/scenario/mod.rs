@@ -7,6 +7,7 @@ mod host;
 mod isolation;
 mod mapping;
 mod notice;
+mod registered;
 mod revocation;
 mod stage;
 mod transfer;
@@ -126,6 +127,7 @@ catalogue! {
     handover::attach_needs_a_fresh_proof shows ["S22"] needs ANY;
     revocation::revoked_device_is_blocked shows ["S23"] needs ANY;
     revocation::death_of_a_vm shows ["S24"] needs ANY;
+    registered::registered_memory shows ["S25"] needs ANY;
     host::host_drivers_and_guests_exclude_each_other shows ["S26"] needs ANY;
     notice::notice_without_snoop_control shows ["S27"] needs Requires::NO_SNOOP_CONTROL;
     notice::notice_with_snoop_control shows ["S27"] needs Requires::SNOOP_CONTROL;

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use portcullis_hal::{Access, ConfigSpace, DeviceId, Iova, IovaRange};
+use portcullis_hal::{Access, ConfigSpace, DeviceId, DmaExtent, Iova, IovaRange};
 use portcullis_iommu::{
     Claim, ContextHandle, Driver, Error, GroupId, Iommu, QuiescedGroup, VmId, pci::Method,
 };
@@ -239,6 +239,17 @@ impl<'b, B: Board> Stage<'b, B> {
     ) -> Result<(), Failure> {
         let extent = buffer.extent;
         self.iommu().map(context, iova, extent, access)?;
+        self.tell_mapped(context, iova, extent, access)
+    }
+
+    /// Tells of a mapping, and checks that a look-up finds it.
+    pub(super) fn tell_mapped(
+        &self,
+        context: ContextHandle,
+        iova: Iova,
+        extent: DmaExtent,
+        access: Access,
+    ) -> Result<(), Failure> {
         self.board.emit(&Event::Mapped {
             context: context.slot(),
             iova: iova.as_u64(),
