@@ -14,6 +14,8 @@ use portcullis_fake::{
 use portcullis_hal::{DeviceId, Iova, RequesterId, Segment};
 use portcullis_suite::{DmaDevice, DmaError, event::Direction};
 
+use crate::machine::Trace;
+
 /// Bytes in a device's own buffer.
 const BUFFER_BYTES: usize = 4096;
 
@@ -57,8 +59,28 @@ pub struct Transfer {
     pub passed: bool,
 }
 
-/// All transfers of a machine, in order. Clones are the same log.
-pub type Transfers = Rc<RefCell<Vec<Transfer>>>;
+/// All transfers of a machine, in order, each with the number of events that were told before it. Clones are
+/// the same log.
+#[derive(Clone)]
+pub struct Transfers {
+    trace: Trace,
+    log: Rc<RefCell<Vec<(usize, Transfer)>>>,
+}
+
+impl Transfers {
+    /// No transfers yet, beside this trace.
+    pub fn beside(trace: &Trace) -> Self {
+        Self { trace: trace.clone(), log: Rc::default() }
+    }
+
+    pub fn log(&self) -> Vec<(usize, Transfer)> {
+        self.log.borrow().clone()
+    }
+
+    fn note(&self, transfer: Transfer) {
+        self.log.borrow_mut().push((self.trace.borrow().len(), transfer));
+    }
+}
 
 /// Requester IDs of a machine's devices, on different buses.
 pub const REQUESTERS: [u16; 3] = [0x0010, 0x0118, 0x0020];
@@ -112,7 +134,7 @@ impl<B: Bus> ModelDevice<B> {
 
     fn note(&self, iova: Iova, direction: Direction, passed: bool) {
         let (requester, iova) = (self.id.requester.as_u16(), iova.as_u64());
-        self.transfers.borrow_mut().push(Transfer { requester, iova, direction, passed });
+        self.transfers.note(Transfer { requester, iova, direction, passed });
     }
 }
 
