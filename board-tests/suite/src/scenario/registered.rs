@@ -93,7 +93,7 @@ fn not_registered<B: Board>(
 }
 
 /// A context of [`VM`] with the pages that transfers are checked through, of registered memory too.
-fn guest_context<B: Board>(stage: &Stage<'_, B>) -> Result<ContextHandle, Failure> {
+pub(super) fn guest_context<B: Board>(stage: &Stage<'_, B>) -> Result<ContextHandle, Failure> {
     let context = stage.iommu().create_context(VM, &stage.board.spec())?;
     let pages =
         [(LOADER, stage.loader(context)?, Access::READ), (UNLOADER, stage.unloader(context)?, Access::WRITE)];
@@ -118,6 +118,7 @@ fn map<B: Board>(
     stage.tell_mapped(context, iova, stage.buffer(index)?.extent, access)
 }
 
-fn page(guest: u64) -> Result<GuestPhysRange, Failure> {
+/// The guest's page at `guest`.
+pub(super) fn page(guest: u64) -> Result<GuestPhysRange, Failure> {
     need(GuestPhysRange::new(GuestPhysAddr::new(guest), PAGE).ok(), "an empty range")
 }

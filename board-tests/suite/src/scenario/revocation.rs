@@ -7,7 +7,8 @@ use portcullis_iommu::{ContextHandle, Error, ExternalUser, Trusted, UserId, VmId
 
 use super::{
     Failure,
-    stage::{OTHER_VM, Owned, Stage, VM, ensure},
+    registered::{guest_context, page},
+    stage::{LOADER, OTHER_VM, Owned, Stage, VM, ensure},
 };
 use crate::{
     board::{Board, DmaDevice},
@@ -124,8 +125,9 @@ fn nothing_is_left<'b, B: Board>(
     })
 }
 
-/// S24: a VM dies with two devices and two contexts, one at work, the other quiesced but not attached:
-/// both devices are blocked, all table pages are back, and another VM takes both and uses them.
+/// S24: a VM dies with two devices and two contexts, one at work, the other quiesced but not attached, its
+/// context leading to registered memory: both devices are blocked, all table pages and the memory are back,
+/// and another VM takes both and uses them.
 pub(super) fn death_of_a_vm<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     let iommu = stage.iommu();
     let (mut working, mut waiting) = (stage.own(0, VM)?, stage.own(1, VM)?);
@@ -134,7 +136,7 @@ pub(super) fn death_of_a_vm<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failur
     stage.take_what_stays(&mut waiting, 1)?;
     let before = stage.board.table_pages_free();
     let (context, iova) = put_to_work(stage, &mut working, 0, VM)?;
-    let other = stage.context(VM)?;
+    let other = guest_context(stage)?;
     let quiesced = stage.quiesce(&waiting)?;
     stage.tell_quiesced(1)?;
     stage.step("VM 1 dies");
@@ -148,6 +150,8 @@ pub(super) fn death_of_a_vm<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failur
     }
     ensure(stage.board.table_pages_free() == before, "a dead VM kept table pages")?;
     drop(quiesced);
+    // Refused as long as the dead VM has it.
+    iommu.register_memory(OTHER_VM, page(0)?, stage.buffer(LOADER)?.extent)?;
     for gone in [context, other] {
         stage.refuses("use a dead VM's context", iommu.aperture(gone), |error| {
             error == Error::Stale { slot: gone.slot() }
