@@ -6,7 +6,7 @@ use portcullis_hal::{
     sync::{AtomicBool, AtomicU32, Ordering},
 };
 
-use crate::{error::Error, ownership::Owner};
+use crate::{error::Error, group::VmId, ownership::Owner};
 
 /// Names a context: slot and generation. A handle that outlived its context is refused as stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +30,17 @@ pub(crate) struct Context<C> {
     pub(crate) owner: Owner,
     pub(crate) tables: C,
     pub(crate) backing: Backing,
+}
+
+impl<C> Context<C> {
+    /// The VM whose context it is.
+    #[inline]
+    pub(crate) const fn guest(&self) -> Result<VmId, Error> {
+        match self.owner {
+            Owner::Guest(vm) => Ok(vm),
+            Owner::Host => Err(Error::OwnedByHost { drivers: 0 }),
+        }
+    }
 }
 
 /// What the mappings of a context are made of: bare extents, or registered memory, which is counted. The

@@ -28,8 +28,8 @@ pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32
     pub(crate) driver: D,
     pub(crate) control: Mutex<Control<GROUPS, CONTEXTS>>,
     pub(crate) contexts: [Slot<D::Context>; CONTEXTS],
-    pub(crate) memory: RegisteredMemory<REGIONS>,
     pub(crate) notices: Notices,
+    pub(crate) memory: RegisteredMemory<REGIONS>,
 }
 
 /// What the lock guards.
@@ -48,8 +48,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             driver,
             control: Mutex::new(Control { ownership: Ownership::new(), log: Log::new() }),
             contexts: array_of![Slot::new(); CONTEXTS],
-            memory: RegisteredMemory::new(),
             notices: Notices::new(),
+            memory: RegisteredMemory::new(),
         }
     }
 

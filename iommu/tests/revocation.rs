@@ -6,9 +6,11 @@ mod recorder;
 use std::{cell::RefCell, time::Duration};
 
 use portcullis_fake::memory::FakeClock;
-use portcullis_hal::{Access, Iova};
+use portcullis_hal::{Access, GuestPhysAddr, GuestPhysRange, Iova};
 use portcullis_iommu::{Error, Event, Trusted, UserId, VmId};
-use recorder::{DEAD, Did, OTHER, Policy, QuiesceAndAttach, VM, attached, device, extent, granted, policy};
+use recorder::{
+    DEAD, Did, OTHER, PAGE, Policy, QuiesceAndAttach, VM, attached, device, extent, granted, policy,
+};
 
 const LIMIT: Duration = Duration::from_millis(1);
 const CORE: UserId = UserId(1);
@@ -211,5 +213,36 @@ fn b08_a_dying_vm_gets_nothing_new() {
         assert_eq!(died(&iommu, VM), Err(ending));
     };
     iommu.vm_died(VM, told, &FakeClock::default(), LIMIT).expect("a death");
+    drop(claim);
+}
+
+#[test]
+fn b08_death_releases_memory_last_and_only_if_nothing_can_reach_it() {
+    let iommu = policy();
+    let group = granted(&iommu, &[1]);
+    let guest = GuestPhysRange::new(GuestPhysAddr::new(0), PAGE).expect("a range");
+    let region = iommu.register_memory(VM, guest, extent()).expect("a region");
+    let (claim, _) = attached(&iommu, group);
+    let user = claim.refer(CORE).expect("a reference");
+    assert_eq!(died(&iommu, VM), Err(Error::InUse { users: 1 }));
+    iommu.region(VM, region).expect("a context of the VM still lives");
+    drop(user);
+    died(&iommu, VM).expect("nobody is left");
+    assert!(matches!(iommu.region(VM, region), Err(Error::Stale { .. })));
+    drop(claim);
+}
+
+#[test]
+fn b08_memory_that_dead_hardware_may_reach_is_kept() {
+    let iommu = policy();
+    let group = granted(&iommu, &[1]);
+    let guest = GuestPhysRange::new(GuestPhysAddr::new(0), PAGE).expect("a range");
+    let region = iommu.register_memory(VM, guest, extent()).expect("a region");
+    let (claim, _) = attached(&iommu, group);
+    iommu.driver().0.borrow_mut().dead = true;
+    assert_eq!(died(&iommu, VM), Err(DEAD));
+    iommu.driver().0.borrow_mut().dead = false;
+    assert_eq!(died(&iommu, VM), Err(Error::Quarantined), "for good");
+    iommu.region(VM, region).expect("nobody else gets this memory");
     drop(claim);
 }

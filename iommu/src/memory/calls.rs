@@ -8,7 +8,6 @@ use crate::{
     driver::{Debts, Driver, Outcome, Permit},
     error::Error,
     group::VmId,
-    ownership::Owner,
     policy::Iommu,
     removals::{Removals, Unheard},
 };
@@ -78,9 +77,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     ) -> Result<(), Error> {
         let entered = self.enter(context)?;
         let context = entered.context()?;
-        let Owner::Guest(vm) = context.owner else { return Err(Error::NotRegistered { guest }) };
         let hint = context.backing.by_regions()?;
-        let taken = self.memory.take(hint, vm, guest)?;
+        let taken = self.memory.take(hint, context.guest()?, guest)?;
         if taken.slot() != hint {
             context.backing.remember(taken.slot());
         }

@@ -5,7 +5,9 @@
 //! for ever (generations) is renumbered, what counts live things (claims, references, contexts) is bounded.
 //! The whole alphabet at once, on two CPUs, is too large; the models overlap instead.
 #![allow(missing_docs, reason = "tests document themselves by their names")]
+#![cfg(not(miri))]
 
+mod invariants;
 mod machine;
 mod model;
 

@@ -182,12 +182,12 @@ impl Driver for Pages {
         (iova - first < bytes).then(|| (PhysAddr::new(phys + iova - first), Access::all()))
     }
 
-    fn enforce_cache_coherency(&self, _: &Permit, _: &Tables) -> Result<(), Error> {
-        Err(Error::NoSnoopControl)
+    fn coherency(&self, _: &Tables) -> Coherency {
+        Coherency::Coherent
     }
 
-    fn coherency(&self, _: &Self::Context) -> Coherency {
-        Coherency::Coherent
+    fn enforce_cache_coherency(&self, _: &Permit, _: &Tables) -> Result<(), Error> {
+        Err(Error::NoSnoopControl)
     }
 
     fn take_fault(&self) -> Option<Fault> {

@@ -5,7 +5,8 @@ use portcullis_iommu::{DmaUse, Error, pci::Method};
 
 use super::{
     Failure,
-    stage::{QUIESCE_LIMIT, Stage, VM, ensure},
+    attach::QUIESCE_LIMIT,
+    stage::{Stage, VM, ensure},
 };
 use crate::{
     board::{Board, DmaDevice},

@@ -64,11 +64,12 @@ fn refused_ranges<B: Board>(
     let beyond = need(GuestPhysRange::new(GuestPhysAddr::new(GUEST), 2 * PAGE).ok(), "an empty range")?;
     not_registered(stage, "map what was never registered", context, iova, page(GUEST + PAGE)?)?;
     not_registered(stage, "map beyond the region", context, iova, beyond)?;
-    let foreign = iommu.create_context(OTHER_VM, &stage.board.spec())?;
-    let host = iommu.create_host_context(&stage.board.spec())?;
-    for other in [foreign, host] {
-        let iova = stage.at(other, 0xf8)?;
-        not_registered(stage, "map what another VM registered", other, iova, page(GUEST)?)?;
+    for (other, refusal) in [
+        (iommu.create_context(OTHER_VM, &stage.board.spec())?, Error::NotRegistered { guest: page(GUEST)? }),
+        (iommu.create_host_context(&stage.board.spec())?, Error::OwnedByHost { drivers: 0 }),
+    ] {
+        let mapped = iommu.map_guest(other, stage.at(other, 0xf8)?, page(GUEST)?, BOTH);
+        stage.refuses("map what another VM registered", mapped, |error| error == refusal)?;
         iommu.destroy_context(other)?;
     }
     stage.refuses("unregister for another VM", iommu.unregister_memory(OTHER_VM, region), |error| {
