@@ -31,19 +31,26 @@ pub(super) fn hand_over<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     let watch = Watch::new(stage, iova, [theirs, ours]);
     watch.refill();
     stage.step("VM 1 gives its device up in the middle of a transfer, and leaves it running");
-    watch.during(|| watch.until(|| claim.release().map_err(Failure::from)))?;
-    stage.tell_released(0, VM)?;
+    watch.during(|| {
+        watch.until(|| Ok(claim.release()?))?;
+        stage.tell_released(0, VM)
+    })?;
     watch.during(|| Ok(iommu.destroy_context(old)?))?;
     stage.step("VM 2 takes it, with its own page at the same address");
     let mut claim = watch.during(|| stage.claim(0, OTHER_VM, group))?;
     let new = watch.during(|| stage.context(OTHER_VM))?;
     ensure(stage.at(new, 0xa0)? == iova, "the two contexts begin at different addresses")?;
     watch.during(|| stage.map(new, iova, 9, BOTH))?;
-    let quiesced = watch.during(|| Ok(stage.quiesce(&claim)?))?;
+    let quiesced = watch.during(|| {
+        let quiesced = stage.quiesce(&claim)?;
+        stage.tell_quiesced(0)?;
+        Ok(quiesced)
+    })?;
     ensure(!stage.masters(0)?, "a quiesced device may master the bus")?;
-    stage.tell_quiesced(0)?;
-    watch.during(|| Ok(claim.attach(new, quiesced)?))?;
-    stage.tell_attached(0, new)?;
+    watch.during(|| {
+        claim.attach(new, quiesced)?;
+        stage.tell_attached(0, new)
+    })?;
     stage.let_master(stage.device(0)?.id());
     ensure(watch.is_untouched(), "an old order of the device reached memory")?;
     let later = stage.at(new, 0xa1)?;

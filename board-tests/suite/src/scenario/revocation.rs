@@ -42,7 +42,7 @@ impl<B: Board> Told<'_, '_, B> {
         // A fifth call is missed here, and found by the comparison of the others.
         let _ = self.order.borrow_mut().push((user, landed));
         let mut references = self.references.borrow_mut();
-        let reference = references.get_mut((user.0 - CORE.0) as usize).and_then(Option::take);
+        let reference = references.get_mut(user.0.wrapping_sub(CORE.0) as usize).and_then(Option::take);
         drop(reference);
     }
 }

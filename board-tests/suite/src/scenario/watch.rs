@@ -55,7 +55,7 @@ impl<'s, 'b, B: Board> Watch<'s, 'b, B> {
         Ok(value)
     }
 
-    /// Ends what the device may do until `end` returns: what arrives until then is told as landed.
+    /// Does `end`, after which nothing may arrive any more; what arrived before it returned is told as landed.
     pub(super) fn until(&self, end: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         end()?;
         if !self.is_untouched() {
