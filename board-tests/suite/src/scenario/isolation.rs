@@ -5,7 +5,8 @@ use portcullis_iommu::{Error, FaultReason};
 
 use super::{
     Failure,
-    stage::{BYTES, OTHER_VM, Stage, VM, ensure, need},
+    stage::{OTHER_VM, Stage, VM, ensure, need},
+    transfer::BYTES,
 };
 use crate::{
     board::{Board, DmaDevice},
