@@ -93,9 +93,4 @@ impl<'b, B: Board> Stage<'b, B> {
         self.detach(claim, index)?;
         Ok(self.iommu().destroy_context(context)?)
     }
-    /// Gives an attached device back.
-    pub(super) fn release(&self, claim: Owned<'b, B>, index: usize) -> Result<(), Failure> {
-        claim.release()?;
-        self.blocked(index)
-    }
 }
