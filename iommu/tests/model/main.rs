@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "tests document themselves by their names")]
 #![cfg(not(miri))]
 
+mod invariants;
 mod machine;
 mod model;
 

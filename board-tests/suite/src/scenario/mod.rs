@@ -1,5 +1,6 @@
 //! The scenarios: what they need, which promises they show, and how to run one by name.
 
+mod attach;
 mod coherency;
 mod hardware;
 mod isolation;
