@@ -69,7 +69,7 @@ pub fn perform(operation: &str, how: impl Repeat) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Each of the groups in turn; the others are owned by VMs of their own.
+/// One of so many groups; the others are owned by VMs of their own.
 fn claim_release(groups: u64, how: impl Repeat) {
     let iommu = policy(groups);
     let owned: Vec<_> = (1..groups).map(|number| attached(&iommu, number)).collect();
@@ -80,12 +80,12 @@ fn claim_release(groups: u64, how: impl Repeat) {
     drop(owned);
 }
 
-/// To and fro between two contexts of one VM.
+/// The last of so many groups, to and fro between two contexts of its VM.
 fn attach(groups: u64, how: impl Repeat) {
     let iommu = policy(groups);
     let mut owned: Vec<_> = (0..groups).map(|number| attached(&iommu, number)).collect();
-    let another = iommu.create_context(VmId(0), &()).expect("a context");
-    let (claim, context) = &mut owned[0];
+    let another = iommu.create_context(VmId(groups as u32 - 1), &()).expect("a context");
+    let (claim, context) = owned.last_mut().expect("one at least");
     let contexts = [*context, another];
     how.repeat(|step| claim.switch(contexts[(step + 1) as usize % 2]).expect("a switch"));
 }
