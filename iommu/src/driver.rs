@@ -251,8 +251,8 @@ pub trait Driver {
     /// Reserves all that a switch of `members` to `target` needs.
     ///
     /// # Errors
-    /// [`Error::NotBehindUnit`], [`Error::BadMemberCount`], [`Error::OutOfNumbers`], [`Error::Quarantined`],
-    /// or what else keeps the switch from being made; nothing changed.
+    /// [`Error::NotBehindUnit`], [`Error::BadMemberCount`], [`Error::OutOfNumbers`], [`Error::NeedPages`],
+    /// [`Error::Hardware`] when firmware refused, [`Error::Quarantined`]. Nothing changed.
     fn prepare(
         &self,
         permit: &Permit,
