@@ -126,11 +126,20 @@ impl<C> Slot<C> {
     #[inline]
     pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, C>, Error> {
         let stale = Error::Stale { slot: handle.slot };
-        let inside = self.gate.enter();
+        let Some(inside) = self.gate.enter() else { return Err(self.turned_away(handle)) };
         if self.generation.load(Ordering::Relaxed) != handle.generation {
             return Err(stale);
         }
-        Ok(Entered { inside: inside.ok_or(Error::Busy)?, slot: self, stale })
+        Ok(Entered { inside, slot: self, stale })
+    }
+
+    /// Why a shut gate turns `handle` away.
+    #[cold]
+    fn turned_away(&self, handle: ContextHandle) -> Error {
+        match self.generation.load(Ordering::Relaxed) == handle.generation {
+            true => Error::Busy,
+            false => Error::Stale { slot: handle.slot },
+        }
     }
 }
 
