@@ -21,6 +21,9 @@ use crate::{
 /// Dropping it releases it, too. After a revocation it is stale: every call is refused, and there is
 /// nothing left to release.
 ///
+/// A claim is used by one CPU at a time; different claims, also on one group, by any at any time. Whoever
+/// comes second to a group that is just being switched gets [`Error::Busy`].
+///
 /// A group with a new owner is attached only with a proof that its devices forgot the old one:
 ///
 /// ```compile_fail
@@ -62,7 +65,7 @@ impl QuiescedGroup {
 
 impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
     /// Takes the group for `vm`: its devices are blocked first, then owned. A VM that owns it already gets
-    /// one more claim.
+    /// one more claim. Any CPU; waits for hardware, without the lock, when the group was free.
     ///
     /// # Errors
     /// [`Error::NotGranted`], [`Error::OwnedBy`], [`Error::OwnedByHost`], [`Error::ReservedRegion`],
@@ -126,7 +129,8 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
 
     /// Makes every device of the group end its DMA, and proves it. The group is blocked since it was
     /// claimed, so that what a device still does until then reaches nothing. See [`pci::quiesce`](quiesce()) for
-    /// what it does, what it does not prove, and how long it takes: `limit` is for each wait.
+    /// what it does, what it does not prove, and how long it takes: `limit` is for each wait, and no lock is
+    /// held meanwhile.
     ///
     /// # Errors
     /// [`Error::NotQuiet`], [`Error::Stale`] after a revocation.
@@ -141,7 +145,7 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
     }
 
     /// Switches the whole group to a context of the same VM, from blocked or from another context. DMA
-    /// sees the old context, none, or the new one.
+    /// sees the old context, none, or the new one. Any CPU; waits for hardware, without the lock.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::NotQuiesced`] when the proof is of another group or ownership,
@@ -152,7 +156,8 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
         self.switch_with(context, quiesced.proof())
     }
 
-    /// As [`attach`](Self::attach), for a group whose devices were quiesced under this ownership before.
+    /// As [`attach`](Self::attach), for a group whose devices were quiesced under this ownership before. Any
+    /// CPU; waits for hardware, without the lock.
     ///
     /// # Errors
     /// As [`attach`](Self::attach); [`Error::NotQuiesced`] when the group was never attached.
@@ -164,7 +169,7 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
         self.iommu.run(Request::Attach { hold: self.hold, context, proof }, &mut AtOnce).map(drop)
     }
 
-    /// Blocks the whole group.
+    /// Blocks the whole group. Any CPU; waits for hardware, without the lock.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::Busy`]: nothing changed. [`Error::Timeout`] when hardware did not answer: the
@@ -175,6 +180,7 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
 
     /// Gives the claim up; the last one blocks the group and frees it. External users find their
     /// references stale. If another CPU is just adding or removing a device, that one finishes the release.
+    /// Any CPU; waits for hardware, without the lock, when it is the last one.
     ///
     /// # Errors
     /// [`Error::Timeout`] when hardware did not answer: the group is given up, but quarantined.

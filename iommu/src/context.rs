@@ -125,12 +125,20 @@ impl<C> Slot<C> {
     /// Enters the gate for `handle`; the context that it names cannot end as long as the entry lives.
     #[inline]
     pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, C>, Error> {
-        let stale = Error::Stale { slot: handle.slot };
-        let inside = self.gate.enter();
+        let Some(inside) = self.gate.enter() else { return Err(self.turned_away(handle)) };
         if self.generation.load(Ordering::Relaxed) != handle.generation {
-            return Err(stale);
+            return Err(Error::Stale { slot: handle.slot });
         }
-        Ok(Entered { inside: inside.ok_or(Error::Busy)?, slot: self, stale })
+        Ok(Entered { inside, slot: self, number: handle.slot })
+    }
+
+    /// Why a shut gate turns `handle` away.
+    #[cold]
+    fn turned_away(&self, handle: ContextHandle) -> Error {
+        match self.generation.load(Ordering::Relaxed) == handle.generation {
+            true => Error::Busy,
+            false => Error::Stale { slot: handle.slot },
+        }
     }
 }
 
@@ -139,12 +147,12 @@ impl<C> Slot<C> {
 pub(crate) struct Entered<'s, C> {
     inside: Inside<'s, Option<Context<C>>>,
     pub(crate) slot: &'s Slot<C>,
-    stale: Error,
+    number: u32,
 }
 
 impl<C> Entered<'_, C> {
     #[inline]
     pub(crate) fn context(&self) -> Result<&Context<C>, Error> {
-        self.inside.as_ref().ok_or(self.stale)
+        self.inside.as_ref().ok_or(Error::Stale { slot: self.number })
     }
 }

@@ -217,8 +217,13 @@ fn join(first: Run, second: Run) -> Option<Run> {
 /// A driver of IOMMU hardware.
 ///
 /// Every method may be called from any CPU at any time. Attach-side methods (`create`, `destroy`,
-/// `prepare`, `commit`, `block`) may take locks; `map` and `unmap` may not wait. A method that returns
-/// an [`Error`] changed nothing, unless it says otherwise.
+/// `prepare`, `commit`, `block`) may take locks and wait for hardware. `flush` waits for hardware, too, and
+/// for its turn at the unit's queue. `map` and `unmap` change tables without a lock of the whole context and
+/// give up with [`Error::Busy`] after a bounded number of looks at another CPU's change; `map` waits for
+/// hardware only where that may remember that nothing was there. `aperture`, `iova_to_phys` and `coherency`
+/// wait for nobody. Every wait for hardware or for a turn has a deadline, which the driver was given.
+///
+/// A method that returns an [`Error`] changed nothing, unless it says otherwise.
 pub trait Driver {
     /// What a new context shall be like: widths, page sizes, coherency.
     type Spec;
@@ -230,7 +235,9 @@ pub trait Driver {
     /// Makes empty tables.
     ///
     /// # Errors
-    /// Pages missing, or a spec that the hardware cannot fulfil.
+    /// [`Error::NeedPages`], [`Error::OutOfNumbers`]; [`Error::Unsupported`], [`Error::Misaligned`],
+    /// [`Error::OutsideAperture`] or [`Error::NoSnoopControl`] for a spec that the hardware cannot fulfil;
+    /// [`Error::Quarantined`].
     fn create(&self, permit: &Permit, spec: &Self::Spec) -> Result<Self::Context, Error>;
 
     /// Gives the table pages back and tells `removals` what was still mapped. The policy has seen that no
@@ -244,7 +251,8 @@ pub trait Driver {
     /// Reserves all that a switch of `members` to `target` needs.
     ///
     /// # Errors
-    /// The reason why the switch cannot be made; nothing changed.
+    /// [`Error::NotBehindUnit`], [`Error::BadMemberCount`], [`Error::OutOfNumbers`], [`Error::NeedPages`],
+    /// [`Error::Hardware`] when firmware refused, [`Error::Quarantined`]. Nothing changed.
     fn prepare(
         &self,
         permit: &Permit,
@@ -263,7 +271,9 @@ pub trait Driver {
     /// `Quarantined` the mapping stands, and hardware may or may not see it.
     ///
     /// # Errors
-    /// Misaligned, outside the aperture, already mapped, pages missing. Nothing changed.
+    /// [`Error::Misaligned`], [`Error::OutsideAperture`], [`Error::PhysicalTooWide`], [`Error::NoAccess`],
+    /// [`Error::AlreadyMapped`], [`Error::NeedPages`], [`Error::Busy`] while another CPU changes the same
+    /// tables, [`Error::Quarantined`]. Nothing changed.
     fn map(
         &self,
         permit: &Permit,
@@ -277,7 +287,9 @@ pub trait Driver {
     /// tells `removals` which memory was mapped; returns the number of bytes. Unmapped holes are skipped.
     ///
     /// # Errors
-    /// Misaligned, outside the aperture, or a large page lies only partly inside. Nothing changed.
+    /// [`Error::Misaligned`], [`Error::OutsideAperture`], [`Error::SplitsPage`] when a large page lies only
+    /// partly inside, [`Error::Busy`] while another CPU changes the same tables, [`Error::Quarantined`].
+    /// Nothing changed.
     fn unmap<R: Removals>(
         &self,
         permit: &Permit,
@@ -287,8 +299,8 @@ pub trait Driver {
         removals: &mut R,
     ) -> Result<u64, Error>;
 
-    /// Invalidates what is owed, with draining, and settles it once hardware has confirmed. On
-    /// `Quarantined` the debts stay.
+    /// Invalidates what is owed, with draining, and settles it once hardware has confirmed. Takes its turn
+    /// at the unit's queue and waits for hardware, both under a deadline. On `Quarantined` the debts stay.
     fn flush(&self, permit: &Permit, context: &Self::Context, debts: &mut Debts) -> Outcome;
 
     /// Where `iova` leads now and with which rights, or `None` when it is not mapped.

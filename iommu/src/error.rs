@@ -79,11 +79,6 @@ pub enum Error {
     },
     /// Neither reading nor writing was asked for.
     NoAccess,
-    /// Hardware of this kind cannot express this access.
-    UnsupportedAccess {
-        /// Bits of the access.
-        access: u8,
-    },
     /// A mapping exists there.
     AlreadyMapped {
         /// First address in the way.

@@ -17,7 +17,8 @@ use crate::{
 /// context's tables stay.
 ///
 /// When the ownership ends, the user is told first, and finds the reference stale from then on. It should
-/// drop it soon: until then neither the context dissolves nor the memory of a dead VM is released.
+/// drop it soon: until then neither the context dissolves nor the memory of a dead VM is released. Any CPU
+/// may use it, several at a time.
 #[must_use = "dropping it ends the reference"]
 pub struct ExternalUser<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> {
     iommu: &'i Iommu<D, GROUPS, CONTEXTS>,
@@ -38,7 +39,7 @@ impl Trusted {
 }
 
 impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
-    /// A reference for `user` by device.
+    /// A reference for `user` by device. Any CPU; takes the lock, and waits for no hardware.
     ///
     /// # Errors
     /// [`Error::UnknownDevice`] without a group, [`Error::NotAttached`] for a group without a context,
@@ -62,7 +63,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
 }
 
 impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GROUPS, CONTEXTS> {
-    /// A reference for `user`, shown to be entitled by this claim.
+    /// A reference for `user`, shown to be entitled by this claim. Any CPU; takes the lock, and waits for no
+    /// hardware.
     ///
     /// # Errors
     /// [`Error::Stale`] after a revocation, and as [`Iommu::refer_to_device`].
@@ -73,7 +75,7 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
 }
 
 impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> ExternalUser<'_, D, GROUPS, CONTEXTS> {
-    /// The context, for mapping calls.
+    /// The context, for mapping calls. Any CPU; takes the lock for one look.
     ///
     /// # Errors
     /// [`Error::Stale`] when the ownership has ended or is about to.
@@ -81,7 +83,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> ExternalUser<'_, D, 
         self.iommu.control.lock().ownership.context_of_reference(self.number)
     }
 
-    /// Ends the reference. The last one to a context whose ownership has ended gives its tables back.
+    /// Ends the reference. The last one to a context whose ownership has ended gives its tables back. Any
+    /// CPU; waits for hardware, without the lock, in that case only.
     ///
     /// # Errors
     /// [`Error::Busy`] when a mapping call is still inside that context, [`Error::Timeout`] when hardware did not

@@ -132,7 +132,8 @@ impl<const HANDLES: usize> HandleTable<HANDLES> {
         Self { vm, seed, entries: array_of![Entry::new(); HANDLES] }
     }
 
-    /// Gives a number to a context of the table's VM.
+    /// Gives a number to a context of the table's VM. Any CPU; takes no lock, and looks through the table for
+    /// a free slot.
     ///
     /// # Errors
     /// [`Error::Full`].
@@ -140,7 +141,8 @@ impl<const HANDLES: usize> HandleTable<HANDLES> {
         self.insert(CONTEXT, pair(context.slot, context.generation), rights)
     }
 
-    /// What `handle` stands for, if `vm` may do with it what it `needs`.
+    /// What `handle` stands for, if `vm` may do with it what it `needs`. Any CPU; waits for nobody, and takes
+    /// as long in a full table as in an empty one.
     ///
     /// # Errors
     /// [`Error::OwnedBy`] when the table is another VM's, [`Error::Stale`] for a number that is forged or
@@ -156,7 +158,7 @@ impl<const HANDLES: usize> HandleTable<HANDLES> {
     }
 
     /// Takes a number back: it is stale from now on. A claim that it stood for is released by
-    /// [`Iommu::take_claim`] instead.
+    /// [`Iommu::take_claim`] instead. Any CPU, no lock: of several callers one gets it.
     ///
     /// # Errors
     /// As [`look_up`](Self::look_up) with [`Rights::RELEASE`].
@@ -231,7 +233,8 @@ impl<const HANDLES: usize> HandleTable<HANDLES> {
 
 impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'_, D, GROUPS, CONTEXTS> {
     /// Puts the claim into the table of its VM, which gets a number for it. It stays claimed until it is
-    /// [taken out](Iommu::take_claim) and released, or revoked: then the number is stale.
+    /// [taken out](Iommu::take_claim) and released, or revoked: then the number is stale. Any CPU; takes no
+    /// lock.
     ///
     /// # Errors
     /// The claim itself, with [`Error::Full`], or [`Error::OwnedBy`] for another VM's table.
@@ -256,7 +259,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'_, D, GROUPS,
 }
 
 impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
-    /// Lets `act` use the claim that `handle` stands for, which stays in the table.
+    /// Lets `act` use the claim that `handle` stands for, which stays in the table. Any CPU; takes the lock to
+    /// see that the claim still holds, and has given it up when `act` runs.
     ///
     /// # Errors
     /// As [`HandleTable::look_up`]; [`Error::Stale`] also when the claim was revoked.
@@ -273,7 +277,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         act(&mut claim)
     }
 
-    /// Takes the claim out of the table: `handle` is stale from now on.
+    /// Takes the claim out of the table: `handle` is stale from now on. Any CPU, no lock: of several callers
+    /// one gets it.
     ///
     /// # Errors
     /// As [`HandleTable::look_up`] with [`Rights::RELEASE`].

@@ -23,7 +23,13 @@ pub const MAX_USERS: usize = 32;
 ///
 /// Every method may be called from any CPU at any time. Methods that change ownership take one lock, for
 /// a bounded number of steps and never while hardware, a clock or a callback is waited for. `map`,
-/// `unmap` and `iova_to_phys` enter their context's gate and wait for nobody.
+/// `map_guest`, `unmap` and `iova_to_phys` do not take it: they enter their context's gate, which waits
+/// for nobody.
+///
+/// Hardware is waited for, each time under the driver's deadline, by whatever switches or blocks a group
+/// or destroys a context; by `unmap`, which returns after its invalidation is confirmed and may have to take
+/// its turn at the unit's queue first; and by `map` and `map_guest` where hardware may remember that nothing
+/// was there.
 pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32> {
     pub(crate) driver: D,
     pub(crate) control: Mutex<Control<GROUPS, CONTEXTS>>,
@@ -117,7 +123,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Makes an empty context for `vm`.
     ///
     /// # Errors
-    /// [`Error::Full`], [`Error::Ending`], or what the driver says of the spec.
+    /// [`Error::Full`], [`Error::Ending`], [`Error::Busy`] while a caller with an old handle is just turned
+    /// away. Of the driver: [`Error::Unsupported`], [`Error::Misaligned`] or [`Error::OutsideAperture`] for
+    /// the spec, [`Error::NoSnoopControl`], [`Error::NeedPages`], [`Error::OutOfNumbers`],
+    /// [`Error::Quarantined`]. Nothing was made.
     pub fn create_context(&self, vm: VmId, spec: &D::Spec) -> Result<ContextHandle, Error> {
         self.create(Owner::Guest(vm), spec)
     }
@@ -125,7 +134,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Makes an empty context for the hypervisor's own drivers.
     ///
     /// # Errors
-    /// [`Error::Full`], or what the driver says of the spec.
+    /// As [`create_context`](Self::create_context), but never [`Error::Ending`].
     pub fn create_host_context(&self, spec: &D::Spec) -> Result<ContextHandle, Error> {
         self.create(Owner::Host, spec)
     }
@@ -163,12 +172,17 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         Ok(self.enter(context)?.context()?.owner)
     }
 
-    /// Lets devices in the context reach `extent` at `iova`; visible to hardware when it returns.
+    /// Lets devices in the context reach `extent` at `iova`; visible to hardware when it returns. Any CPU, at
+    /// any time; waits for hardware only where that may remember that nothing was there.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Busy`] while the context ends, [`Error::OtherBacking`] when it maps
-    /// registered memory, or what the driver says. Nothing changed.
-    /// [`Error::Timeout`] when hardware did not confirm: the mapping stands.
+    /// Nothing changed after [`Error::Stale`]; [`Error::Busy`] while the context ends or another CPU changes
+    /// the same tables; [`Error::OtherBacking`] when the context maps registered memory;
+    /// [`Error::Misaligned`], [`Error::OutsideAperture`], [`Error::PhysicalTooWide`], [`Error::NoAccess`],
+    /// [`Error::AlreadyMapped`], [`Error::NeedPages`]; and [`Error::Quarantined`] when hardware had failed
+    /// before.
+    ///
+    /// [`Error::Timeout`] or [`Error::Hardware`] when hardware did not confirm: the mapping stands.
     #[inline]
     pub fn map(
         &self,
@@ -189,9 +203,17 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Ends the mappings of `range`; returns the number of bytes that were mapped. When it returns, no
     /// device reaches them any more.
     ///
+    /// Any CPU, at any time. It waits for hardware to confirm the invalidation, under the driver's deadline,
+    /// and before that for its turn at the unit's queue, under a deadline as well.
+    ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Busy`], or what the driver says of the range: nothing changed.
-    /// [`Error::Timeout`] when hardware did not confirm: the memory must not be reused.
+    /// Nothing changed after [`Error::Stale`]; [`Error::Busy`] while the context ends or another CPU changes
+    /// the same tables; [`Error::Misaligned`], [`Error::OutsideAperture`]; [`Error::SplitsPage`] when a large
+    /// page lies only partly inside.
+    ///
+    /// [`Error::Timeout`] or [`Error::Hardware`] when hardware did not confirm: the entries are gone, but the
+    /// memory must not be reused. [`Error::Quarantined`] when hardware had failed before: the same, and the
+    /// entries may still stand.
     #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;

@@ -43,6 +43,9 @@ pub struct Config {
 ///
 /// After a kill that was not confirmed the whole bridge is quarantined: devices cannot be attached any
 /// more, and no table page goes back to the pool.
+///
+/// Any CPU may call it at any time, as [`Driver`] says. Switching and blocking take one lock around firmware;
+/// kills take their turn at the bridge's register, under a deadline.
 #[derive(Debug)]
 pub struct TceIommu<F, R, M, C, K, const DEVICES: usize = 64> {
     firmware: F,
@@ -89,6 +92,8 @@ where
     /// firmware has no call that tells, and a function left in another PE would share it with the device
     /// that the PE is given to.
     ///
+    /// For one CPU, before anything else uses the bridge; waits for hardware, each time up to the limit.
+    ///
     /// # Errors
     /// [`Error::Unsupported`] for a `pe_count` that the generation does not have, or a reserved PE
     /// beyond it; [`Error::Hardware`] when firmware refused, the bridge is fenced, or PHB Control lacks
@@ -126,13 +131,13 @@ where
         })
     }
 
-    /// The pool of table pages, to see how many are free.
+    /// The pool of table pages, to see how many are free. Any CPU, at any time.
     #[must_use]
     pub const fn pool(&self) -> &PagePool<M> {
         &self.pool
     }
 
-    /// Whether the bridge failed to confirm a kill.
+    /// Whether the bridge failed to confirm a kill. Any CPU, at any time: one load.
     #[must_use]
     pub fn is_quarantined(&self) -> bool {
         self.quarantined.load(Ordering::Acquire)

@@ -58,15 +58,20 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
 
     /// Lets devices in the context reach the memory behind `guest`, a range inside one region of the
     /// context's owner, at `iova`; visible to hardware when it returns. Any CPU, at any time; takes no
-    /// lock.
+    /// lock, and waits for hardware only where that may remember that nothing was there.
     ///
     /// The first mapping call decides whether a context maps regions or bare extents.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Busy`], [`Error::NotRegistered`], [`Error::Misaligned`],
-    /// [`Error::PageTooLarge`] when the context has only pages larger than the region's,
-    /// [`Error::OtherBacking`], or what the driver says: no entry and no count changed.
-    /// [`Error::Timeout`] when hardware did not confirm: the mapping stands and is counted.
+    /// No entry and no count changed after [`Error::NotRegistered`]; [`Error::OwnedByHost`] for a context
+    /// of the host, which has no guest memory; [`Error::PageTooLarge`] when the context has only pages larger
+    /// than the region's; [`Error::OtherBacking`] when it maps bare extents; and, as of [`map`](Self::map),
+    /// [`Error::Stale`], [`Error::Busy`], [`Error::Misaligned`], [`Error::OutsideAperture`],
+    /// [`Error::PhysicalTooWide`], [`Error::NoAccess`], [`Error::AlreadyMapped`],
+    /// [`Error::NeedPages`], [`Error::Quarantined`].
+    ///
+    /// [`Error::Timeout`] or [`Error::Hardware`] when hardware did not confirm: the mapping stands and is
+    /// counted.
     #[inline]
     pub fn map_guest(
         &self,
