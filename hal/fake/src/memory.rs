@@ -62,11 +62,7 @@ impl FakeMemory {
     /// Memory that a device may be pointed at: `pages` pages from page `first_page` of this region.
     #[must_use]
     pub fn extent(&self, first_page: usize, pages: usize) -> DmaExtent {
-        let part = self.part(first_page, pages);
-        let range = PhysRange::new(part.base, pages as u64 * 4096).expect("a part is no empty range");
-        // SAFETY: the memory is made of atomic cells on the heap that only a model's device reaches by
-        // this address; no Rust reference to anything else lies in it.
-        unsafe { DmaExtent::new(range) }
+        extent(self.part(first_page, pages).base.as_u64(), pages as u64 * 4096)
     }
 
     /// Lets table walkers see all stores so far.
@@ -126,6 +122,20 @@ unsafe impl TableMemory for FakeMemory {
     fn base(&self) -> PhysAddr {
         self.base
     }
+}
+
+/// Memory that a device may be pointed at, whether a [`FakeMemory`] lies there or nothing: `bytes` bytes
+/// at physical address `address`.
+///
+/// # Panics
+/// When no [`PhysRange`] has this address and length.
+#[inline]
+#[must_use]
+pub fn extent(address: u64, bytes: u64) -> DmaExtent {
+    let range = PhysRange::new(PhysAddr::new(address), bytes).expect("whole bytes below 2^64");
+    // SAFETY: the address is of a machine that does not exist: only a model's device reaches it, and finds
+    // the atomic cells of a `FakeMemory` or nothing there.
+    unsafe { DmaExtent::new(range) }
 }
 
 /// Pages of ordinary memory that live for ever: the implementation that a hypervisor uses, without its

@@ -1,5 +1,5 @@
 //! A driver whose tables are a map of pages: any CPU, any page size, and moments to stop at.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
 use std::{
     collections::BTreeMap,
@@ -9,9 +9,9 @@ use std::{
     },
 };
 
+pub(crate) use portcullis_fake::memory::extent;
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
-    TimedOut,
+    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, TimedOut,
 };
 use portcullis_iommu::{
     Aperture, Coherency, ContextHandle, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit,
@@ -203,12 +203,6 @@ pub(crate) fn policy() -> Policy {
 
 pub(crate) fn guest(start: u64, bytes: u64) -> GuestPhysRange {
     GuestPhysRange::new(GuestPhysAddr::new(start), bytes).expect("a range")
-}
-
-pub(crate) fn extent(phys: u64, bytes: u64) -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(phys), bytes).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    unsafe { DmaExtent::new(range) }
 }
 
 pub(crate) fn iovas(start: u64, bytes: u64) -> IovaRange {

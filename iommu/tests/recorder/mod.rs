@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
-use portcullis_fake::{memory::FakeClock, obedient::ObedientFunctions};
-
+use portcullis_fake::{
+    memory::{self, FakeClock},
+    obedient::ObedientFunctions,
+};
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment, TimedOut,
+    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RequesterId, Segment, TimedOut,
 };
 use portcullis_iommu::{
     Aperture, Because, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
@@ -189,9 +191,7 @@ pub(crate) fn device(number: u16) -> DeviceId {
 }
 
 pub(crate) fn extent() -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(0x7000), PAGE).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    unsafe { DmaExtent::new(range) }
+    memory::extent(0x7000, PAGE)
 }
 
 pub(crate) fn policy() -> Policy {

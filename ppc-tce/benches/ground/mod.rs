@@ -2,15 +2,15 @@
 //! the software's own work is seen.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "neither user needs all of it")]
 
-use core::{ptr::NonNull, time::Duration};
+use core::time::Duration;
 
 use portcullis_fake::{
-    memory::{FakeCache, FakeClock, FakeMemory},
+    memory::{FakeCache, FakeClock, FakeMemory, donated_pages, extent},
     phb::{FakePhb, PhbKind},
 };
 use portcullis_hal::{
-    Access, DmaExtent, DonatedPages, GuestPhysAddr, GuestPhysRange, IoPageSize, Iova, IovaRange, PagePool,
-    PhysAddr, PhysRange, RequesterId, Segment,
+    Access, DonatedPages, GuestPhysAddr, GuestPhysRange, IoPageSize, Iova, IovaRange, PagePool, PhysAddr,
+    RequesterId, Segment,
 };
 use portcullis_iommu::{ContextHandle, Error, Iommu, VmId};
 use portcullis_ppc_tce::{
@@ -54,13 +54,7 @@ impl Firmware for NoFirmware {
 
 /// A pool over memory of the heap that is never given back.
 pub fn pool() -> PagePool<Donated> {
-    let cells = vec![0_u64; (POOL_PAGES + 1) * 512].leak();
-    let skip = cells.as_ptr().align_offset(4096);
-    let start = NonNull::from(&mut cells[skip..]).cast();
-    // SAFETY: the memory is leaked and the only reference to it ends here; the skipped cells leave at
-    // least `POOL_PAGES` whole pages; no hardware is told of the made-up physical address.
-    let memory = unsafe { DonatedPages::new(start, PhysAddr::new(POOL_BASE), POOL_PAGES) };
-    PagePool::new(memory.expect("aligned memory")).expect("a pool")
+    PagePool::new(donated_pages(PhysAddr::new(POOL_BASE), POOL_PAGES)).expect("a pool")
 }
 
 /// A policy with one empty context of two levels over [`PAGES`] pages from [`START`], its tables warm.
@@ -172,10 +166,4 @@ pub const fn index(page: u64) -> u64 {
 #[inline]
 pub const fn scattered(number: u64) -> u64 {
     number.wrapping_mul(0x9_e375) & (PAGES - 1)
-}
-
-fn extent(phys: u64, bytes: u64) -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(phys), bytes).expect("a range");
-    // SAFETY: no device exists that could reach it.
-    unsafe { DmaExtent::new(range) }
 }

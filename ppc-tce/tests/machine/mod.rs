@@ -10,14 +10,13 @@ use std::{
     time::Duration,
 };
 
+pub use portcullis_fake::memory::extent;
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
     obedient::ObedientFunctions,
     phb::{FakePhb, Opal, PhbEvent, PhbFault, PhbKind},
 };
-use portcullis_hal::{
-    DeviceId, DmaExtent, IoPageSize, Iova, IovaRange, PagePool, PhysAddr, PhysRange, RequesterId, Segment,
-};
+use portcullis_hal::{DeviceId, IoPageSize, Iova, IovaRange, PagePool, PhysAddr, RequesterId, Segment};
 use portcullis_iommu::{Claim, ContextHandle, Error, GroupId, Iommu, VmId, pci::Method};
 use portcullis_ppc_tce::{
     Config, ContextSpec, Firmware, FirmwareError, Generation, PeNumber, PestEntry, TableRoot, TceIommu,
@@ -276,12 +275,6 @@ pub fn device(rid: u16) -> DeviceId {
 
 pub fn range(iova: u64, bytes: u64) -> IovaRange {
     IovaRange::new(Iova::new(iova), bytes).expect("a range")
-}
-
-pub fn extent(phys: u64, bytes: u64) -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(phys), bytes).expect("a range");
-    // SAFETY: the machine is a model; nothing of this process lies at its physical addresses.
-    unsafe { DmaExtent::new(range) }
 }
 
 /// Attaches a claim, and quiesces its devices first where that was not done under this ownership.

@@ -1,9 +1,10 @@
 //! A context of 1 M pages with warm tables, for the benchmarks and for counting instructions.
-#![allow(dead_code, reason = "each user takes a part")]
+#![allow(dead_code, unused_imports, reason = "each user takes a part")]
 
+pub(crate) use portcullis_fake::memory::extent as extent_at;
 use portcullis_fake::memory::{FakeCache, donated_pages};
 use portcullis_hal::{
-    Access, DmaExtent, DonatedPages, Iova, IovaRange, PhysAddr, PhysRange, TableMemory,
+    Access, DmaExtent, DonatedPages, Iova, IovaRange, PhysAddr, TableMemory,
     page_pool::PagePool,
     sync::{AtomicU64, Ordering},
 };
@@ -70,13 +71,6 @@ pub(crate) fn iova(page: u64) -> Iova {
 #[inline(always)]
 pub(crate) fn range(page: u64, pages: u64) -> IovaRange {
     IovaRange::new(iova(page), pages * PAGE).expect("inside")
-}
-
-#[inline(always)]
-pub(crate) fn extent_at(physical: u64, bytes: u64) -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(physical), bytes).expect("inside");
-    // SAFETY: there is no device in this process that could use it.
-    unsafe { DmaExtent::new(range) }
 }
 
 #[inline(always)]

@@ -1,16 +1,16 @@
 //! A machine with one modelled unit, and a guest that owns a device on it.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
 use std::time::Duration;
 
+pub(crate) use portcullis_fake::memory::extent;
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
     obedient::ObedientFunctions,
     vtd::{FakeVtd, FakeVtdRegisters, Reason, VtdConfig},
 };
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
-    page_pool::PagePool,
+    Access, DeviceId, Iova, IovaRange, PhysAddr, RequesterId, Segment, page_pool::PagePool,
 };
 use portcullis_iommu::{Claim, ContextHandle, Error, Iommu, VmId, pci::Method};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
@@ -56,12 +56,6 @@ pub(crate) struct Guest<'i> {
 
 pub(crate) const fn device(requester: u16) -> DeviceId {
     DeviceId { segment: SEGMENT, requester: RequesterId::new(requester) }
-}
-
-pub(crate) fn extent(physical: u64, bytes: u64) -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(physical), bytes).unwrap();
-    // SAFETY: only a model's device uses it, and that reaches the model's memory and nothing else.
-    unsafe { DmaExtent::new(range) }
 }
 
 pub(crate) fn range(iova: u64, bytes: u64) -> IovaRange {
