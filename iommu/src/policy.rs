@@ -4,6 +4,7 @@ use const_fn::const_fn;
 use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of, sync::Mutex};
 
 use crate::{
+    bars::Bars,
     coherency::Notices,
     context::{ContextHandle, Entered, Slot},
     driver::{Aperture, Driver, Outcome, Permit},
@@ -30,6 +31,7 @@ pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32
     pub(crate) contexts: [Slot<D::Context>; CONTEXTS],
     pub(crate) notices: Notices,
     pub(crate) memory: RegisteredMemory<REGIONS>,
+    pub(crate) bars: Bars,
 }
 
 /// What the lock guards.
@@ -50,6 +52,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             contexts: array_of![Slot::new(); CONTEXTS],
             notices: Notices::new(),
             memory: RegisteredMemory::new(),
+            bars: Bars::new(),
         }
     }
 
@@ -167,7 +170,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::Busy`] while the context ends, [`Error::OtherBacking`] when it maps
-    /// registered memory, or what the driver says. Nothing changed.
+    /// registered memory, [`Error::IsBar`], or what the driver says. Nothing changed.
     /// [`Error::Timeout`] when hardware did not confirm: the mapping stands.
     #[inline]
     pub fn map(
@@ -179,6 +182,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     ) -> Result<(), Error> {
         let entered = self.enter(context)?;
         let context = entered.context()?;
+        self.no_bar(extent)?;
         context.backing.by_extents()?;
         match self.driver.map(&Permit::new(), &context.tables, iova, extent, access) {
             Ok(Outcome::Done) => Ok(()),
@@ -190,11 +194,13 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// device reaches them any more.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::Busy`], or what the driver says of the range: nothing changed.
+    /// [`Error::Stale`], [`Error::Busy`], [`Error::IsBar`] where a BAR is mapped, or what the driver says
+    /// of the range: nothing changed.
     /// [`Error::Timeout`] when hardware did not confirm: the memory must not be reused.
     #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
+        self.no_bar_mapped(entered.slot, context, range)?;
         self.unmap_from(&entered, range)
     }
 
