@@ -179,9 +179,9 @@ fn a19_a_removed_device_s_bar_is_unmapped_first_and_the_others_stay() {
 fn a19_a_bar_that_may_still_be_reached_is_nobody_s_any_more() {
     let iommu = policy();
     let peers = peers(&iommu, &[2, 3]);
-    iommu.driver().0.borrow_mut().dead = true;
+    iommu.driver().0.borrow_mut().deaf = true;
     assert_eq!(iommu.unmap_bar(peers.context, mapped()), Err(DEAD));
-    iommu.driver().0.borrow_mut().dead = false;
+    iommu.driver().0.borrow_mut().deaf = false;
     peers.target.release().expect("given up");
     assert_eq!(iommu.claim(OTHER, peers.group).err(), Some(Error::Quarantined));
     drop(peers.reader);
@@ -192,10 +192,11 @@ fn a19_a_bar_that_may_still_be_reached_is_nobody_s_any_more() {
 fn a19_a_device_whose_bar_may_still_be_reached_stays_known() {
     let iommu = policy();
     let peers = peers(&iommu, &[2, 3]);
-    iommu.driver().0.borrow_mut().dead = true;
+    iommu.driver().0.borrow_mut().deaf = true;
     assert_eq!(iommu.remove_device(device(2)), Err(DEAD));
-    iommu.driver().0.borrow_mut().dead = false;
+    iommu.driver().0.borrow_mut().deaf = false;
     let known = Err(Error::DuplicateDevice { device: device(2) });
     assert_eq!(iommu.add_group(&[device(2)]).map(drop), known);
-    drop(peers.target);
+    peers.target.release().expect("given up");
+    assert_eq!(iommu.claim(OTHER, peers.group).err(), Some(Error::Quarantined));
 }
