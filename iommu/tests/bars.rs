@@ -9,7 +9,10 @@ use portcullis_fake::memory::FakeClock;
 use portcullis_hal::{
     Access, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
 };
-use portcullis_iommu::{Claim, ContextHandle, Error, GroupId};
+use portcullis_iommu::{
+    Claim, ContextHandle, Error, GroupId, Owner,
+    ownership::{Answer, Effect, Operation, Ownership, Request, Step, Yield},
+};
 use recorder::{DEAD, Did, OTHER, PAGE, Policy, Recorder, VM, attached, device, granted, policy};
 
 const IOVA: Iova = Iova::new(0x10_0000);
@@ -199,4 +202,47 @@ fn a19_a_device_whose_bar_may_still_be_reached_stays_known() {
     assert_eq!(iommu.add_group(&[device(2)]).map(drop), known);
     peers.target.release().expect("given up");
     assert_eq!(iommu.claim(OTHER, peers.group).err(), Some(Error::Quarantined));
+}
+
+type Machine = Ownership<1, 1, 1>;
+
+fn done(machine: &mut Machine, request: Request) -> Yield {
+    let mut operation = machine.begin(request).expect("begun");
+    while let Step::Do(_) = operation.step() {
+        machine.finish(&mut operation, Answer::Done);
+    }
+    match operation.step() {
+        Step::Over(result) => result.expect("done"),
+        step => panic!("{step:?}"),
+    }
+}
+
+fn rest(machine: &mut Machine, mut operation: Operation) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    while let Step::Do(effect) = operation.step() {
+        effects.push(effect);
+        machine.finish(&mut operation, Answer::Done);
+    }
+    effects
+}
+
+#[test]
+fn a19_a_release_while_the_bar_is_being_mapped_does_not_overlook_it() {
+    let (mut machine, owner) = (Machine::new(), Owner::Guest(VM));
+    let group = machine.add_group(&[device(2)]).expect("a group");
+    machine.grant(VM, group).expect("a grant");
+    machine.declare_bar(device(2), bar(2)).expect("a BAR");
+    let Yield::Context(context) = done(&mut machine, Request::CreateContext { owner }) else { panic!() };
+    let Yield::Hold(hold) = done(&mut machine, Request::Acquire { owner, group }) else { panic!() };
+    let (iova, extent, access) = (mapped(), page_of(bar(2)), Access::READ);
+    let map = Request::MapBar { context, device: device(2), iova, extent, access };
+    let mapping = machine.begin(map).expect("an own BAR");
+    assert_eq!(machine.begin(map).err(), Some(Error::AlreadyMapped { iova: iova.start() }));
+    assert_eq!(done(&mut machine, Request::Release { hold }), Yield::Nothing, "left to the other CPU");
+    let effects = rest(&mut machine, mapping);
+    assert!(
+        matches!(effects[..], [Effect::MapBar { .. }, Effect::UnmapBar { .. }, Effect::Block { .. }]),
+        "{effects:?}"
+    );
+    assert_eq!(machine.tenancy(group), Ok(None));
 }
