@@ -38,10 +38,13 @@ use crate::{
 const SHUT: u32 = 1 << 31;
 /// Set while somebody holds the right to open a gate that is shut; never without [`SHUT`].
 const HELD: u32 = 1 << 30;
+/// Set once nobody is inside a gate that is shut; never without [`SHUT`]. Who is counted from then on is
+/// about to go away.
+const DRAINED: u32 = 1 << 29;
 /// The bits that count who is inside, entries that are about to go away included.
-const INSIDE: u32 = HELD - 1;
+const INSIDE: u32 = DRAINED - 1;
 /// More than any machine has CPUs, with room for entries that are about to go away.
-const MOST_INSIDE: u32 = 1 << 29;
+const MOST_INSIDE: u32 = 1 << 28;
 
 /// A value behind a gate.
 ///
@@ -104,7 +107,7 @@ impl<T> Gate<T> {
 
     /// Closes an open gate, or `None` while anybody is inside or it is shut.
     pub fn close(&self) -> Option<Closed<'_, T>> {
-        self.state.compare_exchange(0, SHUT | HELD, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        self.state.compare_exchange(0, SHUT | HELD | DRAINED, Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(Closed { gate: self })
     }
 
@@ -130,16 +133,24 @@ impl<'g, T> Closing<'g, T> {
         self.gate.state.load(Ordering::Acquire) & INSIDE
     }
 
-    /// Waits until nobody is inside, at most for `limit`; asks once for a `limit` of zero.
+    /// Whether nobody is inside, now or when the gate that was kept shut since was last drained.
+    fn is_drained(&self) -> bool {
+        let state = self.gate.state.load(Ordering::Acquire);
+        state & DRAINED != 0 || state & INSIDE == 0
+    }
+
+    /// Waits until nobody is inside, at most for `limit`; asks once for a `limit` of zero. A gate that was
+    /// drained before and kept shut is so at once, whoever is just turning away.
     ///
     /// # Errors
     /// The right itself when the deadline has passed: the gate is still shut. The caller drains again,
     /// [keeps it shut](Self::keep_shut), or drops the right and so opens it.
     pub fn drain(self, clock: &impl Clock, limit: Duration) -> Result<Closed<'g, T>, Self> {
         let unnamed = TimedOut { register: 0, bits: INSIDE.into() };
-        match wait_until(clock, limit, unnamed, || (self.inside() == 0).then_some(())) {
+        match wait_until(clock, limit, unnamed, || self.is_drained().then_some(())) {
             Ok(()) => {
                 let gate = self.gate;
+                gate.state.fetch_or(DRAINED, Ordering::Relaxed);
                 mem::forget(self);
                 Ok(Closed { gate })
             }
@@ -168,7 +179,7 @@ impl<T> Deref for Inside<'_, T> {
     #[inline]
     fn deref(&self) -> &T {
         // SAFETY: this entry is counted and came before the gate was shut, so no exclusive access exists:
-        // it begins when the count is zero and, with it, the gate lets nobody in.
+        // it begins when the count is zero or was so since the gate lets nobody in.
         self.gate.value.with(|value| unsafe { &*value })
     }
 }
@@ -182,7 +193,7 @@ impl<T> Drop for Inside<'_, T> {
 
 impl<T> Drop for Closing<'_, T> {
     fn drop(&mut self) {
-        self.gate.yield_right(SHUT | HELD);
+        self.gate.yield_right(SHUT | HELD | DRAINED);
     }
 }
 
@@ -205,6 +216,6 @@ impl<T> DerefMut for Closed<'_, T> {
 
 impl<T> Drop for Closed<'_, T> {
     fn drop(&mut self) {
-        self.gate.yield_right(SHUT | HELD);
+        self.gate.yield_right(SHUT | HELD | DRAINED);
     }
 }

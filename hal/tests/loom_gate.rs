@@ -162,6 +162,20 @@ fn h06_a_drain_that_times_out_leaves_the_gate_as_the_caller_chooses() {
 }
 
 #[test]
+fn h06_a_drained_gate_that_was_kept_shut_is_taken_up_at_once() {
+    model(|| {
+        let gate = twins();
+        let visitor = with(&gate, visit);
+        let closing = gate.shut().expect("nobody else shuts it");
+        closing.drain(&Stopped, Duration::MAX).expect("the visitor leaves").keep_shut();
+        assert_eq!(change_at_once(&gate), 1, "held up by a visitor who turns away");
+        let _ = visit(&gate);
+        visitor.join().expect("no panic");
+        assert!(gate.close().is_some(), "open again, and everybody has left");
+    });
+}
+
+#[test]
 fn h06_two_who_revoke_at_once_do_it_one_after_the_other() {
     model(|| {
         let gate = twins();

@@ -37,8 +37,8 @@ pub enum Because {
     NotEnforced,
 }
 
-/// VMs that there may be: their numbers are below.
-pub const MAX_VMS: usize = 256;
+/// VMs that there may be: their numbers are below. Few for the model checker, which tracks every word.
+pub const MAX_VMS: usize = if cfg!(loom) { 4 } else { 256 };
 
 /// What a guest's WBINVD and WBNOINVD must do. The same for INVD, which is never executed for a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use core::time::Duration;
 use portcullis_hal::{
     Clock, DeviceId,
     gate::{Closed, Closing},
-    sync::Ordering,
+    sync::{Ordering, spin_loop},
 };
 
 use crate::{
@@ -78,7 +78,7 @@ impl<C: Clock, N: FnMut(UserId)> Hands for Patient<'_, C, N> {
 
     fn may_wait(&mut self) -> bool {
         self.polls = self.polls.saturating_sub(1);
-        core::hint::spin_loop();
+        spin_loop();
         self.polls > 0 && self.clock.now().saturating_sub(self.begun) < self.limit
     }
 }
@@ -222,7 +222,6 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     fn make(&self, slot: &Slot<D::Context>, index: usize, spec: Option<&D::Spec>) -> Answer {
         let owner = self.control.lock().ownership.owner_of(index);
         let (Some(spec), Some(owner)) = (spec, owner) else { return Answer::Refused(Error::Busy) };
-        // Somebody with an old handle may just be turning away at the gate.
         let closed = slot.gate.shut().and_then(|closing| closing.drain(&Still, Duration::ZERO).ok());
         let Some(mut closed) = closed else { return Answer::Refused(Error::Busy) };
         match self.driver.create(&Permit::new(), spec) {
@@ -231,7 +230,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
                 *closed = Some(Context { owner, tables, backing: Backing::undecided() });
                 Answer::Done
             }
-            Err(error) => Answer::Refused(error),
+            Err(error) => {
+                closed.keep_shut();
+                Answer::Refused(error)
+            }
         }
     }
 
@@ -241,7 +243,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         }
         let closed = slot.gate.shut().and_then(|closing| closing.drain(&Still, Duration::ZERO).ok());
         let Some(mut closed) = closed else { return Answer::Failed(Error::Busy) };
-        match closed.take() {
+        let context = closed.take();
+        // Nobody has to look behind it before the next context is made.
+        closed.keep_shut();
+        match context {
             Some(context) => self.end_tables(context).map_or_else(Answer::Failed, |()| Answer::Done),
             None => Answer::Done,
         }

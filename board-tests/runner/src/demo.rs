@@ -45,6 +45,8 @@ const STORY: &[&str] = &[
     "two_contexts_are_separate",
     "context_switch",
     "released_device_is_blocked",
+    "hand_over",
+    "revoked_device_is_blocked",
     "snoop_on_every_leaf",
     "snoop_refused_without_control",
     "lost_invalidation_quarantines",

@@ -26,7 +26,10 @@ impl Mappings {
                 self.attached.retain(|(device, _)| *device != requester);
                 self.attached.push((requester, context));
             }
-            Event::Detached { requester } => self.attached.retain(|(device, _)| *device != requester),
+            Event::Detached { requester }
+            | Event::Claimed { requester, .. }
+            | Event::Released { requester, .. }
+            | Event::Revoked { requester, .. } => self.attached.retain(|(device, _)| *device != requester),
             Event::Mapped { context, iova, phys, bytes, access } => {
                 self.mapped.push(Mapping { context, iova, phys, bytes, access });
             }
@@ -90,7 +93,16 @@ mod tests {
         mappings.follow(&Event::Unmapped { context: 1, iova: 0x1000, bytes: 0x2000 });
         assert_eq!(mappings.phys(8, 0x2010), None);
         assert_eq!(why(&mappings, Direction::Read).unwrap(), "context 1 maps nothing there");
-        mappings.follow(&Event::Detached { requester: 8 });
-        assert_eq!(why(&mappings, Direction::Write).unwrap(), "the device is in no context");
+        let ends = [
+            Event::Detached { requester: 8 },
+            Event::Released { requester: 8, vm: 1 },
+            Event::Revoked { requester: 8, vm: 1 },
+            Event::Claimed { requester: 8, vm: 2 },
+        ];
+        for end in ends {
+            mappings.follow(&Event::Attached { requester: 8, context: 1 });
+            mappings.follow(&end);
+            assert_eq!(why(&mappings, Direction::Write).unwrap(), "the device is in no context");
+        }
     }
 }

@@ -46,6 +46,14 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
     match *event {
         Event::Dma { .. } | Event::Fault { .. } | Event::Refused { .. } => transfer(event),
         Event::Ready { .. } | Event::Device { .. } => machine(event),
+        Event::Claimed { .. }
+        | Event::Released { .. }
+        | Event::Quiesced { .. }
+        | Event::Silent { .. }
+        | Event::Notified { .. }
+        | Event::Revoked { .. }
+        | Event::Died { .. }
+        | Event::Coherency { .. } => ownership(event),
         Event::Begin { scenario } => (Tone::Plain, format!("scenario {scenario}")),
         Event::Step { text } => (Tone::Plain, text.to_owned()),
         Event::Attached { requester: id, context } => {
@@ -72,6 +80,35 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
         }
         Event::Crashed { what, at } => (Tone::Bad, format!("CRASHED   {what}, at {at:#x}")),
     }
+}
+
+fn ownership(event: &Event<'_>) -> (Tone, String) {
+    let text = match *event {
+        Event::Claimed { requester: id, vm } => {
+            format!("claim     {} by VM {vm}: blocked until it is attached", requester(id))
+        }
+        Event::Released { requester: id, vm } => {
+            format!("release   {} by VM {vm}: blocked from here on", requester(id))
+        }
+        Event::Quiesced { requester: id } => {
+            format!("quiesce   {}: bus mastering off, nothing under way", requester(id))
+        }
+        Event::Silent { requester: id, iova } => {
+            let text = format!("silent    {} masters no bus: nothing came to IOVA {iova:#x}", requester(id));
+            return (Tone::Stopped, text);
+        }
+        Event::Notified { user } => format!("notify    external user {user}: the ownership ends"),
+        Event::Revoked { requester: id, vm } => {
+            format!("revoke    {} from VM {vm}: blocked from here on", requester(id))
+        }
+        Event::Died { vm } => format!("death     of VM {vm}: all that it had is ended"),
+        Event::Coherency { vm, coherent, epoch } => {
+            let duty = if coherent { "may do nothing" } else { "must flush the caches" };
+            format!("notice    VM {vm}: its WBINVD {duty} (epoch {epoch})")
+        }
+        _ => String::new(),
+    };
+    (Tone::Setting, text)
 }
 
 fn machine(event: &Event<'_>) -> (Tone, String) {
@@ -163,5 +200,21 @@ mod tests {
         let ready = Event::Ready { iommu: "VT-d", snoop_control: Some(false), address_bits: 48 };
         assert!(line(&ready).1.ends_with("48-bit IOVA, snoop control: no"));
         assert_eq!((size(4096), size(10)), ("4 KiB".to_owned(), "10 bytes".to_owned()));
+    }
+    #[test]
+    fn who_owns_what_is_told() {
+        let told = |event: Event<'_>| line(&event).1;
+        assert!(told(Event::Claimed { requester: 8, vm: 2 }).contains("00:01.0 by VM 2: blocked"));
+        assert!(told(Event::Released { requester: 8, vm: 1 }).contains("00:01.0 by VM 1: blocked"));
+        assert!(told(Event::Revoked { requester: 8, vm: 1 }).contains("00:01.0 from VM 1: blocked"));
+        assert!(told(Event::Quiesced { requester: 8 }).contains("00:01.0: bus mastering off"));
+        let silent = Event::Silent { requester: 8, iova: 0x9000 };
+        assert_eq!(line(&silent).0, Tone::Stopped);
+        assert!(told(silent).contains("nothing came to IOVA 0x9000"));
+        assert!(told(Event::Notified { user: 7 }).contains("external user 7"));
+        assert!(told(Event::Died { vm: 3 }).contains("VM 3"));
+        let notice = |coherent| told(Event::Coherency { vm: 1, coherent, epoch: 4 });
+        assert!(notice(true).contains("do nothing") && notice(false).contains("must flush"));
+        assert!(notice(false).contains("epoch 4"));
     }
 }

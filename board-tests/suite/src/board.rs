@@ -130,6 +130,18 @@ pub trait DmaDevice {
     /// # Errors
     /// [`DmaError`].
     fn write_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError>;
+    /// Starts what [`write_memory`](Self::write_memory) does and returns at once, if the device takes
+    /// its time; otherwise the transfer is over.
+    ///
+    /// # Errors
+    /// [`DmaError`].
+    fn begin_write(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
+        self.write_memory(iova, bytes)
+    }
+    /// Whether a transfer that was [begun](Self::begin_write) is not over.
+    fn is_busy(&self) -> bool {
+        false
+    }
 }
 
 /// A device did not do its part.

@@ -33,7 +33,7 @@ impl<R: RegisterIo, C: Clock> Edu<R, C> {
         Self { id, registers, clock }
     }
 
-    fn transfer(&self, source: u64, destination: u64, bytes: u32, direction: u64) -> Result<(), DmaError> {
+    fn begin(&self, source: u64, destination: u64, bytes: u32, direction: u64) -> Result<(), DmaError> {
         if bytes > MAX_BYTES {
             return Err(DmaError::TooLong { bytes });
         }
@@ -41,11 +41,18 @@ impl<R: RegisterIo, C: Clock> Edu<R, C> {
         self.registers.write64(DMA_DESTINATION, destination);
         self.registers.write64(DMA_COUNT, bytes.into());
         self.registers.write64(DMA_COMMAND, COMMAND_START | direction);
+        Ok(())
+    }
+
+    fn transfer(&self, source: u64, destination: u64, bytes: u32, direction: u64) -> Result<(), DmaError> {
+        self.begin(source, destination, bytes, direction)?;
         let missing = TimedOut { register: DMA_COMMAND as u32, bits: COMMAND_START };
-        wait_until(&self.clock, TRANSFER_LIMIT, missing, || {
-            (self.registers.read64(DMA_COMMAND) & COMMAND_START == 0).then_some(())
-        })
-        .map_err(|_| DmaError::TimedOut)
+        wait_until(&self.clock, TRANSFER_LIMIT, missing, || (!self.is_running()).then_some(()))
+            .map_err(|_| DmaError::TimedOut)
+    }
+
+    fn is_running(&self) -> bool {
+        self.registers.read64(DMA_COMMAND) & COMMAND_START != 0
     }
 }
 
@@ -64,5 +71,12 @@ impl<R: RegisterIo, C: Clock> DmaDevice for Edu<R, C> {
 
     fn write_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
         self.transfer(BUFFER, iova.as_u64(), bytes, COMMAND_TO_MEMORY)
+    }
+    fn begin_write(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
+        self.begin(BUFFER, iova.as_u64(), bytes, COMMAND_TO_MEMORY)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.is_running()
     }
 }

@@ -125,6 +125,58 @@ pub enum Event<'a> {
         /// Line of the source, or address of the instruction.
         at: u64,
     },
+    /// A VM owns a device from here on; the device is blocked.
+    Claimed {
+        /// Requester ID.
+        requester: u16,
+        /// The VM.
+        vm: u32,
+    },
+    /// A VM gave a device up; the device is blocked.
+    Released {
+        /// Requester ID.
+        requester: u16,
+        /// The VM.
+        vm: u32,
+    },
+    /// A device's bus mastering was turned off, and nothing of it is under way.
+    Quiesced {
+        /// Requester ID.
+        requester: u16,
+    },
+    /// A device whose bus mastering is off had orders to write, and memory stayed as it was.
+    Silent {
+        /// Requester ID.
+        requester: u16,
+        /// I/O virtual address.
+        iova: u64,
+    },
+    /// An external user was told that the ownership which it relies on ends.
+    Notified {
+        /// Its number.
+        user: u32,
+    },
+    /// A VM's ownership of a device was ended for it; the device is blocked.
+    Revoked {
+        /// Requester ID.
+        requester: u16,
+        /// The VM.
+        vm: u32,
+    },
+    /// All that a VM had was ended.
+    Died {
+        /// The VM.
+        vm: u32,
+    },
+    /// What a VM's WBINVD must do.
+    Coherency {
+        /// The VM.
+        vm: u32,
+        /// Whether it may do nothing.
+        coherent: bool,
+        /// Number of the answer.
+        epoch: u32,
+    },
 }
 
 /// Which way a transfer goes.

@@ -7,7 +7,7 @@ use portcullis_iommu::{ContextHandle, Error, QuiescedGroup, pci::Method};
 
 use super::{
     Failure,
-    stage::{Owned, Stage},
+    stage::{Owned, Stage, VM},
 };
 use crate::{
     board::{Board, DmaDevice},
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long a device may take to end what it was told to do.
-const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
+pub(super) const QUIESCE_LIMIT: Duration = Duration::from_millis(100);
 /// Command and Status registers.
 const COMMAND: u16 = 0x04;
 const BUS_MASTER_ENABLE: u32 = 1 << 2;
@@ -30,9 +30,22 @@ impl<'b, B: Board> Stage<'b, B> {
         let device = self.device(index)?.id();
         self.quiesce_and_attach(claim, context)?;
         self.let_master(device);
-        let requester = device.requester.as_u16();
+        self.tell_attached(index, context)
+    }
+
+    pub(super) fn tell_attached(&self, index: usize, context: ContextHandle) -> Result<(), Failure> {
+        let requester = self.requester(index)?;
         self.board.emit(&Event::Attached { requester, context: context.slot() });
         Ok(())
+    }
+
+    pub(super) fn tell_quiesced(&self, index: usize) -> Result<(), Failure> {
+        self.board.emit(&Event::Quiesced { requester: self.requester(index)? });
+        Ok(())
+    }
+
+    pub(super) fn requester(&self, index: usize) -> Result<u16, Failure> {
+        Ok(self.device(index)?.id().requester.as_u16())
     }
 
     /// Attaches a claim, and quiesces its devices first where that was not done under this ownership.
@@ -45,25 +58,23 @@ impl<'b, B: Board> Stage<'b, B> {
             Err(Error::NotQuiesced { .. }) => {}
             switched => return switched,
         }
-        let quiesced = self.quiesce(claim)?;
-        claim.attach(context, quiesced)
+        claim.attach(context, self.quiesce(claim)?)
     }
 
-    /// Makes the devices of a claim end their DMA.
-    fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
+    /// Turns bus mastering of a claim's devices off, and proves that they are quiet.
+    pub(super) fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
         let (config, clock) = (self.board.config_space(), self.board.clock());
         claim.quiesce(&config, &clock, Method::BusMasterOff, QUIESCE_LIMIT)
     }
 
-    /// Tells the host that device `index` was blocked.
-    pub(super) fn blocked(&self, index: usize) -> Result<(), Failure> {
-        let requester = self.device(index)?.id().requester.as_u16();
-        self.board.emit(&Event::Detached { requester });
-        Ok(())
+    /// Whether bus mastering is on, as the device's own register says.
+    pub(super) fn masters(&self, index: usize) -> Result<bool, Failure> {
+        let command = self.board.config_space().read32(self.device(index)?.id(), COMMAND);
+        Ok(command & BUS_MASTER_ENABLE != 0)
     }
 
     /// Turns bus mastering on again (PCI Express 6.0, 7.5.1.1.3).
-    fn let_master(&self, device: DeviceId) {
+    pub(super) fn let_master(&self, device: DeviceId) {
         let config = self.board.config_space();
         let command = config.read32(device, COMMAND) & 0xffff;
         config.write32(device, COMMAND, command | BUS_MASTER_ENABLE);
@@ -71,11 +82,15 @@ impl<'b, B: Board> Stage<'b, B> {
 
     pub(super) fn detach(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
         claim.detach()?;
-        self.blocked(index)
+        self.board.emit(&Event::Detached { requester: self.requester(index)? });
+        Ok(())
     }
-    /// Gives an attached device back.
-    pub(super) fn release(&self, claim: Owned<'b, B>, index: usize) -> Result<(), Failure> {
-        claim.release()?;
-        self.blocked(index)
+
+    /// Lets the unit take the pages that it keeps for a device of [`VM`] whatever context comes and goes.
+    pub(super) fn take_what_stays(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
+        let context = self.context(VM)?;
+        self.attach(claim, index, context)?;
+        self.detach(claim, index)?;
+        Ok(self.iommu().destroy_context(context)?)
     }
 }

@@ -5,7 +5,8 @@ use portcullis_iommu::{Error, FaultReason};
 
 use super::{
     Failure,
-    stage::{BYTES, OTHER_VM, Stage, VM, ensure, need},
+    stage::{OTHER_VM, Stage, VM, ensure, need},
+    transfer::BYTES,
 };
 use crate::{
     board::{Board, DmaDevice},
@@ -164,7 +165,7 @@ pub(super) fn released_device_is_blocked<B: Board>(stage: &Stage<'_, B>) -> Resu
         stage.write(0, context, iova, buffer)? == Effect::Landed,
         "a write missed its page after a return",
     )?;
-    stage.release(claim, 0)?;
+    stage.release(claim, 0, VM)?;
     ensure(stage.write_blindly(0, iova, buffer)? == Effect::Blocked, "a released device reached memory")
 }
 

@@ -114,7 +114,7 @@ pub(super) fn unmap_then_dma<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failu
 pub(super) fn exhaustion_leaves_nothing_half_done<B: Board>(stage: &Stage<'_, B>) -> Result<(), Failure> {
     const TRIES: u64 = 64;
     let mut claim = stage.own(0, VM)?;
-    take_what_stays(stage, &mut claim)?;
+    stage.take_what_stays(&mut claim, 0)?;
     let before = stage.board.table_pages_free();
     let context = stage.context_like(VM, &stage.board.starved_spec())?;
     stage.attach(&mut claim, 0, context)?;
@@ -146,14 +146,6 @@ fn map_until_refused<B: Board>(
         return Ok((number, iova));
     }
     need(None, "table pages never ran out")
-}
-
-/// Lets the unit take the pages that it keeps for a device whatever context comes and goes.
-fn take_what_stays<'b, B: Board>(stage: &Stage<'b, B>, claim: &mut Owned<'b, B>) -> Result<(), Failure> {
-    let context = stage.context(VM)?;
-    stage.attach(claim, 0, context)?;
-    stage.detach(claim, 0)?;
-    Ok(stage.iommu().destroy_context(context)?)
 }
 
 /// S07: a context of 39 bits ends there, for calls and for devices.

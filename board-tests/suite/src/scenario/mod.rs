@@ -2,11 +2,18 @@
 
 mod attach;
 mod coherency;
+mod handover;
 mod hardware;
+mod host;
 mod isolation;
 mod mapping;
-mod ownership;
+mod notice;
+mod registered;
+mod revocation;
 mod stage;
+mod transfer;
+mod watch;
+mod words;
 
 use bitflags::bitflags;
 use portcullis_iommu::Error;
@@ -67,7 +74,7 @@ impl From<Error> for Failure {
     #[track_caller]
     fn from(error: Error) -> Self {
         let line = core::panic::Location::caller().line();
-        Self { what: stage::describe(error), error: Some(error), line }
+        Self { what: words::describe(error), error: Some(error), line }
     }
 }
 
@@ -117,10 +124,15 @@ catalogue! {
     coherency::snoop_refused_after_mappings shows ["S16"] needs Requires::SNOOP_CONTROL;
     coherency::snoop_refused_without_control shows ["S17"] needs Requires::NO_SNOOP_CONTROL;
     isolation::queues_and_data_are_translated shows ["S20"] needs Requires::QUEUE_DEVICE;
-    ownership::revoked_device_is_blocked shows ["S21"] needs ANY;
-    ownership::hand_over shows ["S22"] needs ANY;
-    ownership::death_of_a_vm shows ["S23"] needs ANY;
-    ownership::flushes_follow_contexts shows ["S24"] needs Requires::SNOOP_CONTROL;
+    handover::hand_over shows ["S21"] needs ANY;
+    handover::attach_needs_a_fresh_proof shows ["S22"] needs ANY;
+    revocation::revoked_device_is_blocked shows ["S23"] needs ANY;
+    revocation::death_of_a_vm shows ["S24"] needs ANY;
+    registered::registered_memory shows ["S25"] needs ANY;
+    host::host_drivers_and_guests_exclude_each_other shows ["S26"] needs ANY;
+    notice::notice_without_snoop_control shows ["S27"] needs Requires::NO_SNOOP_CONTROL;
+    notice::notice_with_snoop_control shows ["S27"] needs Requires::SNOOP_CONTROL;
+    notice::notice_on_a_coherent_bus shows ["S27"] needs Requires::TCE;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
 }

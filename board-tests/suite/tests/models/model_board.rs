@@ -119,7 +119,8 @@ impl Description {
     /// # Errors
     /// What was not as promised, with all that happened.
     pub fn run(&self, scenario: &Scenario) -> Result<(), String> {
-        let (trace, transfers) = (Trace::default(), Transfers::default());
+        let trace = Trace::default();
+        let transfers = Transfers::beside(&trace);
         let act = || match self.build {
             Build::Vtd { config, habits } => {
                 act(&VtdBoard::new(config, habits, trace.clone(), &transfers), scenario)
@@ -128,8 +129,8 @@ impl Description {
         };
         let result = catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| Err("panicked".to_owned()));
         result
-            .and_then(|()| judge(scenario, &trace.borrow(), &transfers.borrow()))
-            .map_err(|why| format!("{why}\n{}", render(&trace.borrow(), &transfers.borrow())))
+            .and_then(|()| judge(scenario, &trace.borrow(), &transfers.log()))
+            .map_err(|why| format!("{why}\n{}", render(&trace.borrow(), &transfers.log())))
     }
 }
 
@@ -147,7 +148,7 @@ fn act(board: &impl ModelBoard, scenario: &Scenario) -> Result<(), String> {
 }
 
 /// The second judge: it knows what the IOMMU let pass and does not believe the suite's own verdict.
-fn judge(scenario: &Scenario, trace: &[Vec<u8>], transfers: &[Transfer]) -> Result<(), String> {
+fn judge(scenario: &Scenario, trace: &[Vec<u8>], transfers: &[(usize, Transfer)]) -> Result<(), String> {
     let events: Vec<_> = trace.iter().filter_map(|bytes| decode(bytes)).collect();
     if events.len() != trace.len() {
         return Err("an event could not be decoded".to_owned());
@@ -157,6 +158,8 @@ fn judge(scenario: &Scenario, trace: &[Vec<u8>], transfers: &[Transfer]) -> Resu
     if ends != (Some(&Event::Begin { scenario: name }), Some(&Event::Passed { scenario: name })) {
         return Err("the events do not begin and end with the scenario".to_owned());
     }
+    only_while_attached(&events, transfers)?;
+    let tried = |transfer: &Transfer| transfers.iter().any(|(_, other)| other == transfer);
     let refused = events.iter().any(|event| matches!(event, Event::Refused { .. }));
     let told = events.iter().filter_map(|event| match *event {
         Event::Dma { requester, iova, direction, effect, .. } => Some((requester, iova, direction, effect)),
@@ -165,11 +168,11 @@ fn judge(scenario: &Scenario, trace: &[Vec<u8>], transfers: &[Transfer]) -> Resu
     let mut count = 0;
     for (requester, iova, direction, effect) in told {
         let passed = Transfer { requester, iova, direction, passed: true };
-        if effect == Effect::Landed && !transfers.contains(&passed) {
+        if effect == Effect::Landed && !tried(&passed) {
             return Err(format!("told as landed, but never let through: {passed:x?}"));
         }
         let blocked = Transfer { passed: false, ..passed };
-        if !transfers.contains(&passed) && !transfers.contains(&blocked) {
+        if !tried(&passed) && !tried(&blocked) {
             return Err(format!("told, but never tried: {passed:x?}"));
         }
         count += 1;
@@ -181,9 +184,38 @@ fn judge(scenario: &Scenario, trace: &[Vec<u8>], transfers: &[Transfer]) -> Resu
     }
 }
 
-fn render(trace: &[Vec<u8>], transfers: &[Transfer]) -> String {
+/// Whatever passed, told or not, passed while its device was attached, as far as the events say.
+fn only_while_attached(events: &[Event<'_>], transfers: &[(usize, Transfer)]) -> Result<(), String> {
+    let mut passed = transfers.iter().filter(|(_, transfer)| transfer.passed);
+    let astray = passed.find(|(told, transfer)| {
+        let before = events.iter().take(*told).rev();
+        !before.filter_map(|event| is_attached(event, transfer.requester)).next().unwrap_or(false)
+    });
+    match astray {
+        Some((told, transfer)) => Err(format!("passed after {told} events, unattached: {transfer:x?}")),
+        None => Ok(()),
+    }
+}
+
+/// Whether an event attaches a device or ends that.
+fn is_attached(event: &Event<'_>, device: u16) -> Option<bool> {
+    match *event {
+        Event::Attached { requester, .. } if requester == device => Some(true),
+        Event::Detached { requester }
+        | Event::Claimed { requester, .. }
+        | Event::Released { requester, .. }
+        | Event::Revoked { requester, .. }
+            if requester == device =>
+        {
+            Some(false)
+        }
+        _ => None,
+    }
+}
+
+fn render(trace: &[Vec<u8>], transfers: &[(usize, Transfer)]) -> String {
     let events = trace.iter().map(|bytes| format!("  {:x?}", decode(bytes)));
-    let transfers = transfers.iter().map(|transfer| format!("  {transfer:x?}"));
+    let transfers = transfers.iter().map(|(told, transfer)| format!("  after {told} events: {transfer:x?}"));
     let lines = ["events:".to_owned()].into_iter().chain(events);
     lines
         .chain(["transfers as the IOMMU saw them:".to_owned()])

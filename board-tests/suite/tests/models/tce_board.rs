@@ -1,8 +1,10 @@
 //! A powernv-like machine: the TCE driver in front of the modelled host bridge.
 
+use std::rc::Rc;
+
 use portcullis_fake::{
+    config_space::FakeConfigSpace,
     memory::{FakeCache, FakeClock, FakeMemory},
-    obedient::ObedientFunctions,
     phb::{FakePhb, Hang, Opal, PhbEvent, PhbKind, Timing},
 };
 use portcullis_hal::{
@@ -16,7 +18,7 @@ use portcullis_ppc_tce::{
 use portcullis_suite::{Board, Buffer, Event};
 
 use crate::{
-    device::{ModelDevice, REQUESTERS, Transfers},
+    device::{ModelDevice, REQUESTERS, Transfers, functions},
     machine::{Machine, PATIENCE, Trace},
     model_board::ModelBoard,
 };
@@ -48,6 +50,7 @@ pub struct TceBoard {
     bridge: FakePhb,
     how: BridgeUse,
     iommu: Iommu<Driver>,
+    functions: Rc<FakeConfigSpace>,
     devices: [ModelDevice<FakePhb>; 2],
 }
 
@@ -59,9 +62,11 @@ impl TceBoard {
         bridge.set_timing(how.timing);
         leave_windows_open(&bridge, how.kind, &machine);
         let driver = bring_up(&bridge, how.kind, machine.pool(), &machine).expect("a bridge that answers");
+        let functions = functions(machine.clock.clone());
         let [first, second, _] = REQUESTERS;
-        let devices = [first, second].map(|requester| ModelDevice::new(requester, &bridge, transfers));
-        Self { iommu: Iommu::new(driver), machine, bridge, how, devices }
+        let devices =
+            [first, second].map(|requester| ModelDevice::new(requester, &bridge, &functions, transfers));
+        Self { iommu: Iommu::new(driver), functions, machine, bridge, how, devices }
     }
 }
 
@@ -174,7 +179,7 @@ impl Board for TceBoard {
     }
 
     fn config_space(&self) -> impl ConfigSpace + '_ {
-        ObedientFunctions
+        &*self.functions
     }
 
     fn clock(&self) -> impl Clock + '_ {

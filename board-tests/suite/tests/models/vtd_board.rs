@@ -3,8 +3,8 @@
 use std::{cell::RefCell, rc::Rc};
 
 use portcullis_fake::{
+    config_space::FakeConfigSpace,
     memory::{FakeCache, FakeClock, FakeMemory},
-    obedient::ObedientFunctions,
     vtd::{FakeVtd, FakeVtdRegisters, Posted, VtdConfig},
 };
 use portcullis_hal::{
@@ -15,7 +15,7 @@ use portcullis_suite::{Board, Buffer, DmaDevice, Event, withhold::Withholding};
 use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
 
 use crate::{
-    device::{ModelDevice, REQUESTERS, Transfers},
+    device::{ModelDevice, REQUESTERS, Transfers, functions},
     machine::{Machine, PATIENCE, Trace},
     model_board::ModelBoard,
     queue_device::QueueDevice,
@@ -55,6 +55,7 @@ pub struct VtdBoard {
     address_bits: u8,
     starved: Option<u32>,
     iommu: Iommu<Driver<Shared>>,
+    functions: Rc<FakeConfigSpace>,
     devices: [Box<dyn DmaDevice>; 3],
     undrained: RefCell<Vec<String>>,
 }
@@ -70,14 +71,16 @@ impl VtdBoard {
         });
         let registers = Shared(Rc::new(Withholding::new(unit.registers(), IQH, IQT)));
         let driver = bring_up(registers.clone(), machine.pool(), &machine).expect("a unit that answers");
+        let functions = functions(machine.clock.clone());
         let [first, second, engine] =
-            REQUESTERS.map(|requester| ModelDevice::new(requester, &unit, transfers));
+            REQUESTERS.map(|requester| ModelDevice::new(requester, &unit, &functions, transfers));
         let third = QueueDevice::new(engine, &unit, machine.queue());
         Self {
             devices: [Box::new(first), Box::new(second), Box::new(third)],
             address_bits: config.guest_bits,
             starved: habits.starved,
             iommu: Iommu::new(driver),
+            functions,
             machine,
             unit,
             registers,
@@ -197,19 +200,23 @@ impl Board for VtdBoard {
         true
     }
 
-    /// An event says that a call has returned: from then on nothing may be on its way any more.
     fn config_space(&self) -> impl ConfigSpace + '_ {
-        ObedientFunctions
+        &*self.functions
     }
 
     fn clock(&self) -> impl Clock + '_ {
         self.machine.clock.clone()
     }
 
+    /// An event says that a call has returned: from then on nothing may be on its way any more.
     fn emit(&self, event: &Event<'_>) {
         self.machine.emit(event);
         match *event {
-            Event::Attached { requester, .. } | Event::Detached { requester } => {
+            Event::Attached { requester, .. }
+            | Event::Detached { requester }
+            | Event::Claimed { requester, .. }
+            | Event::Released { requester, .. }
+            | Event::Revoked { requester, .. } => {
                 let domain = self.domain(RequesterId::new(requester));
                 self.expect_drained(|posted| posted.requester == requester && domain != Some(posted.domain));
             }
