@@ -10,7 +10,7 @@ use crate::{
 /// Physical memory that a device may read and write.
 ///
 /// Safe code cannot make one, so it cannot aim DMA at Rust objects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct DmaExtent {
     range: PhysRange,

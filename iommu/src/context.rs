@@ -113,13 +113,20 @@ pub(crate) struct Slot<C> {
     pub(crate) generation: AtomicU32,
     /// An invalidation was never confirmed: the tables must not be given back.
     pub(crate) poisoned: AtomicBool,
+    /// A BAR was mapped since the context was made.
+    pub(crate) leads_to_bars: AtomicBool,
     pub(crate) gate: Gate<Option<Context<C>>>,
 }
 
 impl<C> Slot<C> {
     #[const_fn(cfg(not(loom)))]
     pub(crate) const fn new() -> Self {
-        Self { generation: AtomicU32::new(0), poisoned: AtomicBool::new(false), gate: Gate::new(None) }
+        Self {
+            generation: AtomicU32::new(0),
+            poisoned: AtomicBool::new(false),
+            leads_to_bars: AtomicBool::new(false),
+            gate: Gate::new(None),
+        }
     }
 
     /// Enters the gate for `handle`; the context that it names cannot end as long as the entry lives.
@@ -139,6 +146,12 @@ impl<C> Slot<C> {
             true => Error::Busy,
             false => Error::Stale { slot: handle.slot },
         }
+    }
+
+    /// Enters the gate for an operation that keeps the context.
+    pub(crate) fn enter_again(&self) -> Result<Entered<'_, C>, Error> {
+        let inside = self.gate.enter().ok_or(Error::Busy)?;
+        Ok(Entered { inside, slot: self, stale: Error::Busy })
     }
 }
 

@@ -177,6 +177,22 @@ pub enum Error {
         /// The memory.
         range: PhysRange,
     },
+    /// The memory is registers of a device: [`map_bar`](crate::Iommu::map_bar) alone maps them, and only
+    /// [`unmap_bar`](crate::Iommu::unmap_bar) unmaps them.
+    IsBar {
+        /// The device.
+        device: DeviceId,
+    },
+    /// The owner of the context does not own the group of the device whose registers these are.
+    ForeignBar {
+        /// The device.
+        device: DeviceId,
+    },
+    /// No declared BAR holds the memory, or none is mapped exactly there.
+    UnknownBar {
+        /// First address of the memory or the mapping.
+        address: u64,
+    },
     /// The device is in no group.
     UnknownDevice {
         /// The device.

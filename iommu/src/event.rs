@@ -109,7 +109,10 @@ impl Log {
             (Effect::Switch { group, context }, Answer::Done) => {
                 self.note(Event::Attached { group, context: context as u32 });
             }
-            (Effect::Block { group } | Effect::Switch { group, .. }, Answer::Failed(_)) => {
+            (
+                Effect::Block { group } | Effect::Switch { group, .. } | Effect::UnmapBar { group, .. },
+                Answer::Failed(_),
+            ) => {
                 self.note(Event::Quarantined { group });
             }
             _ => {}

@@ -7,6 +7,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod bars;
 pub mod claim;
 pub mod coherency;
 pub mod context;
@@ -26,6 +27,7 @@ pub mod policy;
 pub mod removals;
 mod revocation;
 
+pub use bars::BARS;
 pub use claim::{Claim, QuiescedGroup};
 pub use coherency::{Because, Coherency, Notice};
 pub use context::ContextHandle;

@@ -180,6 +180,12 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             Effect::Shut { context } => self.with_slot(context, shut),
             Effect::Drain { context } => self.with_slot(context, |slot| drain(slot, hands)),
             Effect::Dissolve { context } => self.with_slot(context, |slot| self.dissolve(slot)),
+            Effect::MapBar { mapping, extent, access, .. } => {
+                self.with_slot(mapping.context, |slot| self.install_bar(slot, mapping, extent, access))
+            }
+            Effect::UnmapBar { mapping, .. } => {
+                self.with_slot(mapping.context, |slot| self.remove_bar(slot, mapping))
+            }
             Effect::ReleaseMemory { vm } => {
                 self.release_memory(vm).map_or_else(Answer::Failed, |()| Answer::Done)
             }
@@ -220,6 +226,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         let Some(mut closed) = closed else { return Answer::Refused(Error::Busy) };
         match self.driver.create(&Permit::new(), spec) {
             Ok(tables) => {
+                slot.leads_to_bars.store(false, Ordering::Relaxed);
                 *closed = Some(Context { owner, tables, backing: Backing::undecided() });
                 Answer::Done
             }

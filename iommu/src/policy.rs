@@ -4,6 +4,7 @@ use const_fn::const_fn;
 use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of, sync::Mutex};
 
 use crate::{
+    bars::Bars,
     coherency::Notices,
     context::{ContextHandle, Entered, Slot},
     driver::{Aperture, Driver, Outcome, Permit},
@@ -36,6 +37,7 @@ pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32
     pub(crate) contexts: [Slot<D::Context>; CONTEXTS],
     pub(crate) notices: Notices,
     pub(crate) memory: RegisteredMemory<REGIONS>,
+    pub(crate) bars: Bars,
 }
 
 /// What the lock guards.
@@ -56,6 +58,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             contexts: array_of![Slot::new(); CONTEXTS],
             notices: Notices::new(),
             memory: RegisteredMemory::new(),
+            bars: Bars::new(),
         }
     }
 
@@ -178,6 +181,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// Nothing changed after [`Error::Stale`]; [`Error::Busy`] while the context ends or another CPU changes
     /// the same tables; [`Error::OtherBacking`] when the context maps registered memory;
+    /// [`Error::IsBar`] for registers of a device;
     /// [`Error::Misaligned`], [`Error::OutsideAperture`], [`Error::PhysicalTooWide`], [`Error::NoAccess`],
     /// [`Error::AlreadyMapped`], [`Error::NeedPages`]; and [`Error::Quarantined`] when hardware had failed
     /// before.
@@ -193,6 +197,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     ) -> Result<(), Error> {
         let entered = self.enter(context)?;
         let context = entered.context()?;
+        self.no_bar(extent)?;
         context.backing.by_extents()?;
         match self.driver.map(&Permit::new(), &context.tables, iova, extent, access) {
             Ok(Outcome::Done) => Ok(()),
@@ -209,7 +214,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// Nothing changed after [`Error::Stale`]; [`Error::Busy`] while the context ends or another CPU changes
     /// the same tables; [`Error::Misaligned`], [`Error::OutsideAperture`]; [`Error::SplitsPage`] when a large
-    /// page lies only partly inside.
+    /// page lies only partly inside; [`Error::IsBar`] where a BAR is mapped.
     ///
     /// [`Error::Timeout`] or [`Error::Hardware`] when hardware did not confirm: the entries are gone, but the
     /// memory must not be reused. [`Error::Quarantined`] when hardware had failed before: the same, and the
@@ -217,6 +222,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
+        self.no_bar_mapped(entered.slot, context, range)?;
         self.unmap_from(&entered, range)
     }
 

@@ -54,10 +54,21 @@ fn control<D: Driver>(iommu: &Iommu<D>, claim: &mut Claim<'_, D, 32, 32>, contex
         let _ = black_box(iommu.declare_reserved(Reserved { device, range, harm: Harm::Needed }));
     }
     users(iommu, claim, device);
+    bars(iommu, context, device);
     let _ = black_box(iommu.bind_host(group, DmaUse::Dma).map(|binding| binding.unbind()));
     let _ = black_box(iommu.revoke(vm, group, |user| drop(black_box(user)), &AnyClock, limit));
     let _ = black_box(iommu.vm_died(vm, |user| drop(black_box(user)), &AnyClock, limit));
     let _ = black_box((iommu.coherency(vm), iommu.owner(context), iommu.take_event(), iommu.lost_events()));
+}
+
+fn bars<D: Driver>(iommu: &Iommu<D>, context: ContextHandle, device: DeviceId) {
+    let Ok(phys) = PhysRange::new(PhysAddr::new(unknown()), unknown()) else { return };
+    let Ok(range) = IovaRange::new(Iova::new(unknown()), unknown()) else { return };
+    // SAFETY: the image is never run.
+    let (extent, access) = (unsafe { DmaExtent::new(phys) }, Access::from_bits_retain(unknown()));
+    let _ = black_box(iommu.declare_bar(device, phys));
+    let _ = black_box(iommu.map_bar(context, range.start(), device, extent, access));
+    let _ = black_box(iommu.unmap_bar(context, range));
 }
 
 fn handles<D: Driver>(iommu: &Iommu<D>, claim: Claim<'_, D, 32, 32>) {

@@ -1,6 +1,6 @@
 //! Registered memory as the hypervisor asks for it.
 
-use portcullis_hal::{Access, DmaExtent, GuestPhysRange, Iova, IovaRange, sync::Ordering};
+use portcullis_hal::{Access, DmaExtent, GuestPhysRange, Iova, IovaRange, PhysRange, sync::Ordering};
 
 use super::{RegionHandle, RegionInfo, returned::Returned};
 use crate::{
@@ -20,13 +20,19 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// [`Error::SizesDiffer`], [`Error::Misaligned`] when an address or the length is no multiple of
     /// 4 KiB, [`Error::Overlaps`] with a region of the same VM at these guest addresses or of any VM in
-    /// this memory, [`Error::Full`].
+    /// this memory, [`Error::IsBar`], [`Error::Full`].
     pub fn register_memory(
         &self,
         vm: VmId,
         guest: GuestPhysRange,
         extent: DmaExtent,
     ) -> Result<RegionHandle, Error> {
+        // Held, so that no BAR is declared there meanwhile.
+        let control = self.control.lock();
+        let host = PhysRange::new(extent.start(), extent.bytes()).ok();
+        if let Some(bar) = host.and_then(|host| control.ownership.bar_in(host)) {
+            return Err(Error::IsBar { device: bar.device });
+        }
         self.memory.register(vm, guest, extent)
     }
 

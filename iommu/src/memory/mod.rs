@@ -178,6 +178,14 @@ impl<const N: usize> RegisteredMemory<N> {
             .map(|(slot, region)| RegionHandle { slot, generation: region.generation() })
     }
 
+    /// A region of any VM that holds some of this memory.
+    pub(crate) fn region_in(&self, range: PhysRange) -> Option<RegionHandle> {
+        let mut regions = self.slots();
+        regions
+            .find(|(_, region)| region.host().is_some_and(|host| host.overlaps(range)))
+            .map(|(slot, region)| RegionHandle { slot, generation: region.generation() })
+    }
+
     /// Changes the orders; searches notice.
     fn reorder(&self, change: impl FnOnce()) {
         let version = self.version.load(Ordering::Relaxed);

@@ -60,6 +60,8 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
                 operation.closing = None;
                 self.dissolved(context, answer);
             }
+            Effect::MapBar { group, mapping, .. } => self.bar_mapped(group, mapping, answer),
+            Effect::UnmapBar { group, mapping } => self.bar_unmapped(group, mapping, answer),
             Effect::Notify { .. } | Effect::ReleaseMemory { .. } => {}
         }
     }
@@ -89,6 +91,10 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
                 true
             }
             (Plan::RemoveDevice { .. }, Answer::Refused(_)) => true,
+            // A context may lead to its registers for ever: nobody may register it anew.
+            (Plan::RemoveDevice { .. }, Answer::Done) => {
+                self.group(id).is_ok_and(|group| group.health == Health::Quarantined)
+            }
             _ => false,
         };
         if !stays {
@@ -150,7 +156,10 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
     pub(super) fn advance(&mut self, operation: &mut Operation) {
         match operation.plan {
             Plan::Acquire { group } => self.acquired(operation, group),
-            Plan::Attach { group } | Plan::Detach { group } | Plan::AddDevice { group, .. } => {
+            Plan::Attach { group }
+            | Plan::Detach { group }
+            | Plan::Bar { group }
+            | Plan::AddDevice { group, .. } => {
                 self.leave(operation, group);
             }
             Plan::RemoveDevice { group, device } => self.advance_removal(operation, group, device),
@@ -255,6 +264,7 @@ impl Group {
     pub(super) fn forget(&mut self, device: portcullis_hal::DeviceId) {
         self.members.retain(|member| *member != device);
         self.reserved.retain(|region| region.device != device);
+        self.bars.retain(|bar| bar.device != device);
         if self.members.is_empty() {
             self.grants.clear();
         }

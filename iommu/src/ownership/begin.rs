@@ -33,6 +33,10 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
             Request::RemoveDevice { device } => self.begin_remove_device(device),
             Request::CreateContext { owner } => self.begin_create(owner),
             Request::DestroyContext { context } => self.begin_destroy(context),
+            Request::MapBar { context, device, iova, extent, access } => {
+                self.begin_map_bar(context, device, iova, (extent, access))
+            }
+            Request::UnmapBar { context, iova } => self.begin_unmap_bar(context, iova),
             Request::Refer { user, group } => self.refer(user, group),
             Request::Unrefer { reference } => Ok(self.begin_unrefer(reference)),
             Request::Revoke { vm, group } => self.begin_revoke(vm, group),
@@ -62,7 +66,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
     }
 
     /// A group on which an operation may begin.
-    fn open(&mut self, id: GroupId) -> Result<&mut Group, Error> {
+    pub(super) fn open(&mut self, id: GroupId) -> Result<&mut Group, Error> {
         if let Some(tenancy) = self.group(id)?.tenancy {
             self.lives(tenancy.owner)?;
         }
@@ -128,7 +132,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
     }
 
     /// The slot of a context that `owner` may attach to.
-    fn usable(&self, owner: Owner, handle: ContextHandle) -> Result<usize, Error> {
+    pub(super) fn usable(&self, owner: Owner, handle: ContextHandle) -> Result<usize, Error> {
         let (slot, state) = self.context(handle)?;
         if state.owner != owner {
             return Err(match state.owner {
@@ -185,7 +189,9 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         group.work = Work::UnderWay;
         let plan = Plan::RemoveDevice { group: id, device };
         if group.members.len() > 1 || group.tenancy.is_none() {
-            return Ok(Operation::new(plan, Step::Do(Effect::BlockDevice { device })));
+            let mut operation = Operation::new(plan, Step::Wait);
+            self.advance_bars_of(&mut operation, id, device);
+            return Ok(operation);
         }
         let mut operation = Operation::new(plan, Step::Wait);
         self.advance(&mut operation);
@@ -296,6 +302,10 @@ impl Tenancy {
 }
 
 impl Group {
+    pub(super) const fn begin_work(&mut self) {
+        self.work = Work::UnderWay;
+    }
+
     /// Nobody is at work on the group, and nobody is about to end its ownership.
     fn free_of_others(&self) -> Result<(), Error> {
         match (self.work, self.announced) {

@@ -1,6 +1,6 @@
 //! How ownership ends: by release, removal, revocation, or the death of a VM.
 //!
-//! External users are told first. A revocation then shuts the gate of the context that only this group
+//! External users are told first, then BARs of the group are unmapped. A revocation then shuts the gate of the context that only this group
 //! used, drains it, blocks the devices and dissolves the context; a dead VM's other contexts follow, and at
 //! last its memory. What hardware may still reach, or somebody still refers to, is kept.
 
@@ -34,6 +34,10 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
     pub(super) fn advance_removal(&mut self, operation: &mut Operation, id: GroupId, device: DeviceId) {
         if matches!(operation.step, Step::Do(Effect::BlockDevice { .. })) {
             return self.leave(operation, id);
+        }
+        let several = self.group(id).is_ok_and(|group| group.members.len() > 1);
+        if several && matches!(operation.step, Step::Do(Effect::UnmapBar { .. })) {
+            return self.advance_bars_of(operation, id, device);
         }
         if self.advance_ending(operation, id, Contexts::Stay) {
             return;
@@ -78,6 +82,10 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         let (owned, context) = (group.tenancy.is_some(), group.context);
         if contexts == Contexts::Go && operation.closing.is_none() {
             operation.closing = context.map(|context| Closing { context, stage: Stage::Shared });
+        }
+        if let Some(unmap) = self.next_bar(id, None) {
+            operation.step = Step::Do(unmap);
+            return true;
         }
         if self.advance_withdrawal(operation, u32::from(owned)) {
             return true;

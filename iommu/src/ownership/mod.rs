@@ -10,6 +10,7 @@
 //! nothing, so that nobody waits for ever.
 
 mod advance;
+mod bars;
 mod begin;
 mod ending;
 mod operation;
@@ -20,8 +21,8 @@ use heapless::Vec;
 
 pub use operation::{Answer, Effect, Hold, Operation, Proof, ReferenceNumber, Request, Step, Yield};
 pub use state::{
-    Announced, ContextState, Group, Harm, Health, Life, MAX_DYING, MAX_GRANTS, MAX_RESERVED, Notified, Owner,
-    Reference, Reserved, Tenancy, UserId, Work,
+    Announced, Bar, BarMapping, ContextState, Group, Harm, Health, Life, MAX_BAR_MAPPINGS, MAX_BARS,
+    MAX_DYING, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Reference, Reserved, Tenancy, UserId, Work,
 };
 
 use state::Place;
@@ -69,9 +70,12 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         self.groups.get_mut(id.0 as usize).ok_or(Error::UnknownGroup { group: id })
     }
 
-    /// Groups that are attached to the context, or about to be.
+    /// Groups that are attached to the context, or about to be, or whose BARs are mapped there.
     fn users_of(&self, context: usize) -> u32 {
-        let uses = |group: &&Group| group.context == Some(context) || group.next == Some(context);
+        let uses = |group: &&Group| {
+            let bars = group.bar_mappings.iter().any(|mapping| mapping.context == context);
+            bars || group.context == Some(context) || group.next == Some(context)
+        };
         self.groups.iter().filter(uses).count() as u32
     }
 

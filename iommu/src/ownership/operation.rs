@@ -1,8 +1,8 @@
 //! Requests, and the operations that they become: one hardware effect a step.
 
-use portcullis_hal::DeviceId;
+use portcullis_hal::{Access, DeviceId, DmaExtent, IovaRange};
 
-use super::state::{Owner, UserId};
+use super::state::{BarMapping, Owner, UserId};
 use crate::{
     context::ContextHandle,
     error::Error,
@@ -128,6 +128,26 @@ pub enum Request {
         /// The group.
         group: GroupId,
     },
+    /// A BAR of a device in a context of the owner of its group.
+    MapBar {
+        /// The context.
+        context: ContextHandle,
+        /// Whose BAR.
+        device: DeviceId,
+        /// Where.
+        iova: IovaRange,
+        /// The BAR, or a part of it.
+        extent: DmaExtent,
+        /// What for.
+        access: Access,
+    },
+    /// Ends one mapping of a BAR.
+    UnmapBar {
+        /// The context.
+        context: ContextHandle,
+        /// Where it was mapped.
+        iova: IovaRange,
+    },
     /// Ends everything that a VM has.
     VmDied {
         /// The VM.
@@ -189,6 +209,24 @@ pub enum Effect {
     Dissolve {
         /// Slot.
         context: usize,
+    },
+    /// Let a context lead to a BAR.
+    MapBar {
+        /// Whose BAR.
+        group: GroupId,
+        /// What and where.
+        mapping: BarMapping,
+        /// The same memory.
+        extent: DmaExtent,
+        /// What for.
+        access: Access,
+    },
+    /// Take a mapping of a BAR out, until hardware has forgotten it.
+    UnmapBar {
+        /// Whose BAR.
+        group: GroupId,
+        /// What and where.
+        mapping: BarMapping,
     },
     /// Forget the memory that the VM had registered: no device reaches any of it.
     ReleaseMemory {
@@ -285,6 +323,10 @@ pub(super) enum Plan {
     RemoveDevice {
         group: GroupId,
         device: DeviceId,
+    },
+    /// A BAR is being mapped or unmapped.
+    Bar {
+        group: GroupId,
     },
     CreateContext,
     DestroyContext {

@@ -201,7 +201,9 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
                 self.tenancy(group).ok().flatten().map(|tenancy| tenancy.owner)
             }
             Request::RemoveDevice { device } => self.owner_of_device(device),
-            Request::DestroyContext { context } => self.owner_of(context.slot as usize),
+            Request::DestroyContext { context }
+            | Request::MapBar { context, .. }
+            | Request::UnmapBar { context, .. } => self.owner_of(context.slot as usize),
             Request::Unrefer { .. } => None,
             Request::Revoke { vm, .. } | Request::VmDied { vm } => Some(Owner::Guest(vm)),
         };

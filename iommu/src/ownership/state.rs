@@ -1,7 +1,7 @@
 //! What is known of groups, contexts and external users.
 
 use heapless::Vec;
-use portcullis_hal::{DeviceId, PhysRange};
+use portcullis_hal::{DeviceId, IovaRange, PhysRange};
 
 use crate::{
     coherency::Coherency,
@@ -14,6 +14,12 @@ pub const MAX_GRANTS: usize = 4;
 
 /// Reserved regions that the devices of one group may have.
 pub const MAX_RESERVED: usize = 4;
+
+/// BARs that the devices of one group may have.
+pub const MAX_BARS: usize = 16;
+
+/// Mappings of the BARs of one group.
+pub const MAX_BAR_MAPPINGS: usize = 8;
 
 /// VMs whose death may be under way at a time.
 pub const MAX_DYING: usize = 4;
@@ -43,6 +49,26 @@ pub struct Reserved {
     pub range: PhysRange,
     /// Whether blocking the device there would break it.
     pub harm: Harm,
+}
+
+/// Registers of a device at fixed addresses (PCI: base address register).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bar {
+    /// The device.
+    pub device: DeviceId,
+    /// Where its registers are.
+    pub range: PhysRange,
+}
+
+/// A BAR, or a part of it, that devices in a context reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BarMapping {
+    /// What is mapped.
+    pub bar: Bar,
+    /// Slot.
+    pub context: usize,
+    /// Where.
+    pub iova: IovaRange,
 }
 
 /// Whether a device with a reserved region may be blocked.
@@ -99,6 +125,8 @@ pub struct Group {
     pub(super) members: Vec<DeviceId, MAX_MEMBERS>,
     pub(super) grants: Vec<VmId, MAX_GRANTS>,
     pub(super) reserved: Vec<Reserved, MAX_RESERVED>,
+    pub(super) bars: Vec<Bar, MAX_BARS>,
+    pub(super) bar_mappings: Vec<BarMapping, MAX_BAR_MAPPINGS>,
     pub(super) tenancy: Option<Tenancy>,
     /// Counts ownerships that ended: what was made under an old number is stale.
     pub(super) tenure: u32,

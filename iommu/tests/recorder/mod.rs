@@ -39,6 +39,8 @@ pub(crate) struct State {
     pub(crate) contexts: u32,
     pub(crate) refuse_prepare: bool,
     pub(crate) dead: bool,
+    /// Invalidations are not confirmed, everything else is.
+    pub(crate) deaf: bool,
     /// New contexts are cache-coherent.
     pub(crate) coherent: bool,
     /// Contexts can be made so later.
@@ -133,7 +135,10 @@ impl Driver for Recorder {
 
     fn flush(&self, permit: &Permit, _: &Tables, debts: &mut Debts) -> Outcome {
         assert!(!debts.is_empty(), "nothing was owed");
-        let outcome = self.act(Did::Flush);
+        let outcome = match (self.act(Did::Flush), self.0.borrow().deaf) {
+            (Outcome::Done, true) => Outcome::Quarantined { error: DEAD },
+            (outcome, _) => outcome,
+        };
         if outcome == Outcome::Done {
             debts.settle(permit);
         }
