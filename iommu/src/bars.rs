@@ -192,7 +192,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     }
 
     pub(crate) fn remove_bar(&self, slot: &Slot<D::Context>, mapping: BarMapping) -> Answer {
-        let entered = match slot.enter_again() {
+        let entered = match slot.enter_again(mapping.context as u32) {
             Ok(entered) => entered,
             Err(error) => return Answer::Failed(error),
         };

@@ -148,10 +148,10 @@ impl<C> Slot<C> {
         }
     }
 
-    /// Enters the gate for an operation that keeps the context.
-    pub(crate) fn enter_again(&self) -> Result<Entered<'_, C>, Error> {
+    /// Enters the gate for an operation that keeps the context, which is in slot `number`.
+    pub(crate) fn enter_again(&self, number: u32) -> Result<Entered<'_, C>, Error> {
         let inside = self.gate.enter().ok_or(Error::Busy)?;
-        Ok(Entered { inside, slot: self, stale: Error::Busy })
+        Ok(Entered { inside, slot: self, number })
     }
 }
 
