@@ -73,11 +73,17 @@ impl Bars {
     }
 
     /// Whether some of this memory may be a BAR.
-    #[inline]
     fn may_hold(&self, start: PhysAddr, bytes: u64) -> bool {
         let first = start.as_u64();
         let last = first.saturating_add(bytes.saturating_sub(1));
-        self.hull.is_in(first, last) && self.each.iter().any(|bar| bar.is_in(first, last))
+        self.each.iter().any(|bar| bar.is_in(first, last))
+    }
+
+    /// Whether it is memory as most memory is: no BAR is anywhere near.
+    #[inline]
+    fn are_far_from(&self, start: PhysAddr, bytes: u64) -> bool {
+        let first = start.as_u64();
+        !self.hull.is_in(first, first.saturating_add(bytes))
     }
 
     /// Notes `range` in the place of one that is not `known` any more. Called with the lock held.
@@ -144,11 +150,18 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Refuses memory that is a BAR.
     #[inline]
     pub(crate) fn no_bar(&self, extent: DmaExtent) -> Result<(), Error> {
-        if self.bars.may_hold(extent.start(), extent.bytes()) { self.look_for_bar(extent) } else { Ok(()) }
+        if self.bars.are_far_from(extent.start(), extent.bytes()) {
+            Ok(())
+        } else {
+            self.look_for_bar(extent)
+        }
     }
 
-    #[inline(never)]
+    #[cold]
     fn look_for_bar(&self, extent: DmaExtent) -> Result<(), Error> {
+        if !self.bars.may_hold(extent.start(), extent.bytes()) {
+            return Ok(());
+        }
         let Ok(range) = PhysRange::new(extent.start(), extent.bytes()) else { return Ok(()) };
         match self.control.lock().ownership.bar_in(range) {
             Some(bar) => Err(Error::IsBar { device: bar.device }),
@@ -164,9 +177,11 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         context: ContextHandle,
         range: IovaRange,
     ) -> Result<(), Error> {
-        if !slot.leads_to_bars.load(Ordering::Relaxed) {
-            return Ok(());
-        }
+        if slot.leads_to_bars.load(Ordering::Relaxed) { self.look_for_bar_at(context, range) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn look_for_bar_at(&self, context: ContextHandle, range: IovaRange) -> Result<(), Error> {
         match self.control.lock().ownership.bar_mapped_in(context.slot as usize, range) {
             Some(device) => Err(Error::IsBar { device }),
             None => Ok(()),
