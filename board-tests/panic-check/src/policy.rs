@@ -56,8 +56,23 @@ fn control<D: Driver>(iommu: &Iommu<D>, claim: &mut Claim<'_, D, 32, 32>, contex
     users(iommu, claim, device);
     bars(iommu, context, device);
     let _ = black_box(iommu.bind_host(group, DmaUse::Dma).map(|binding| binding.unbind()));
-    let _ = black_box(iommu.revoke(vm, group, |user| drop(black_box(user)), &AnyClock, limit));
-    let _ = black_box(iommu.vm_died(vm, |user| drop(black_box(user)), &AnyClock, limit));
+    let _ = black_box(iommu.revoke(
+        vm,
+        group,
+        |user| {
+            black_box(user);
+        },
+        &AnyClock,
+        limit,
+    ));
+    let _ = black_box(iommu.vm_died(
+        vm,
+        |user| {
+            black_box(user);
+        },
+        &AnyClock,
+        limit,
+    ));
     let _ = black_box((iommu.coherency(vm), iommu.owner(context), iommu.take_event(), iommu.lost_events()));
 }
 
@@ -89,7 +104,7 @@ fn users<D: Driver>(iommu: &Iommu<D>, claim: &Claim<'_, D, 32, 32>, device: Devi
         let _ = black_box(user.context());
         let _ = black_box(user.release());
     }
-    drop(black_box(iommu.refer_to_device(&Trusted::hypervisor(), UserId(unknown()), device)).is_ok());
+    black_box(iommu.refer_to_device(&Trusted::hypervisor(), UserId(unknown()), device).is_ok());
 }
 
 fn map<D: Driver>(iommu: &Iommu<D>, context: ContextHandle) {
