@@ -5,6 +5,7 @@ mod recorder;
 
 use std::time::Duration;
 
+use portcullis_fake::dma::extent;
 use portcullis_fake::memory::FakeClock;
 use portcullis_hal::{
     Access, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
@@ -22,9 +23,7 @@ fn bar(number: u64) -> PhysRange {
 }
 
 fn page_of(range: PhysRange) -> DmaExtent {
-    let page = PhysRange::new(range.start(), PAGE).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    unsafe { DmaExtent::new(page) }
+    extent(range.start().as_u64(), PAGE)
 }
 
 fn mapped() -> IovaRange {
@@ -101,9 +100,7 @@ fn a19_no_other_call_leads_to_a_bar() {
     let iommu = policy();
     let peers = peers(&iommu, &[2]);
     let is_bar = Error::IsBar { device: device(2) };
-    let across = PhysRange::new(PhysAddr::new(bar(2).start().as_u64() - PAGE), 2 * PAGE).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    let across = unsafe { DmaExtent::new(across) };
+    let across = extent(bar(2).start().as_u64() - PAGE, 2 * PAGE);
     assert_eq!(iommu.map(peers.context, Iova::new(0), page_of(bar(2)), Access::READ), Err(is_bar));
     assert_eq!(iommu.map(peers.context, Iova::new(0), across, Access::READ), Err(is_bar));
     iommu.map(peers.context, Iova::new(0), page_of(bar(3)), Access::READ).expect("no BAR");

@@ -17,7 +17,8 @@ use loom::{
         },
     },
 };
-use portcullis_hal::{Access, DmaExtent, Iova, PhysAddr, PhysRange};
+use portcullis_fake::dma::extent;
+use portcullis_hal::{Access, Iova};
 use portcullis_iommu::{Coherency, ContextHandle, Error};
 use small::{EMPTY, PAGE, Policy, Stopped, VM, attached, cpu, machine};
 
@@ -26,9 +27,7 @@ const MAPPED: u32 = 7;
 
 /// Maps; whether it did.
 fn map(iommu: &Policy, context: ContextHandle) -> bool {
-    let range = PhysRange::new(PhysAddr::new(u64::from(MAPPED) * PAGE), PAGE).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    let extent = unsafe { DmaExtent::new(range) };
+    let extent = extent(u64::from(MAPPED) * PAGE, PAGE);
     match iommu.map(context, Iova::new(0), extent, Access::READ) {
         Ok(()) => true,
         Err(error) => {

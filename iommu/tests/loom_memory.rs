@@ -12,9 +12,8 @@ use loom::{
     model,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
-use portcullis_hal::{
-    Access, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
-};
+use portcullis_fake::dma::extent;
+use portcullis_hal::{Access, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr};
 use portcullis_iommu::{Coherency, ContextHandle, Error, RegionHandle, VmId};
 use small::{EMPTY, OTHER, PAGE, Policy, Stopped, VM, attached, cpu, machine};
 
@@ -36,9 +35,7 @@ fn guest() -> GuestPhysRange {
 
 /// The guest's first page leads to `host` from now on.
 fn register(iommu: &Policy, vm: VmId, host: u32) -> RegionHandle {
-    let range = PhysRange::new(PhysAddr::new(u64::from(host) * PAGE), PAGE).expect("a range");
-    // SAFETY: no hardware exists that could reach it.
-    let extent = unsafe { DmaExtent::new(range) };
+    let extent = extent(u64::from(host) * PAGE, PAGE);
     iommu.register_memory(vm, guest(), extent).expect("a region")
 }
 

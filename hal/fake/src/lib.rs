@@ -11,6 +11,7 @@
     reason = "a model that is used wrongly shall stop the test"
 )]
 
+pub mod dma;
 pub mod obedient;
 
 // They rest on the machine's own atomics, which the model checker does not track.

@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
+pub use crate::dma::extent;
 use portcullis_hal::{
-    CacheMaintenance, Clock, DmaExtent, DonatedPages, PhysAddr, PhysRange, TableMemory,
-    table_memory::TABLE_PAGE_CELLS,
+    CacheMaintenance, Clock, DmaExtent, DonatedPages, PhysAddr, TableMemory, table_memory::TABLE_PAGE_CELLS,
 };
 
 /// Cells of 8 bytes in one cache line.
@@ -122,20 +122,6 @@ unsafe impl TableMemory for FakeMemory {
     fn base(&self) -> PhysAddr {
         self.base
     }
-}
-
-/// Memory that a device may be pointed at, whether a [`FakeMemory`] lies there or nothing: `bytes` bytes
-/// at physical address `address`.
-///
-/// # Panics
-/// When no [`PhysRange`] has this address and length.
-#[inline]
-#[must_use]
-pub fn extent(address: u64, bytes: u64) -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new(address), bytes).expect("whole bytes below 2^64");
-    // SAFETY: the address is of a machine that does not exist: only a model's device reaches it, and finds
-    // the atomic cells of a `FakeMemory` or nothing there.
-    unsafe { DmaExtent::new(range) }
 }
 
 /// Pages of ordinary memory that live for ever: the implementation that a hypervisor uses, without its

@@ -8,8 +8,7 @@ use std::{hint::black_box, time::Duration};
 use idle::Idle;
 use portcullis_fake::{memory::FakeClock, obedient::ObedientFunctions};
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
-    RequesterId, Segment,
+    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, RequesterId, Segment,
 };
 use portcullis_iommu::{
     Claim, ContextHandle, GroupId, Handle, HandleTable, Iommu, REGIONS, Rights, VmId, pci::Method,
@@ -184,7 +183,5 @@ fn guest(start: u64, bytes: u64) -> GuestPhysRange {
 }
 
 fn extent(offset: u64, bytes: u64) -> DmaExtent {
-    let range = PhysRange::new(PhysAddr::new((1 << 32) + offset), bytes).expect("a range");
-    // SAFETY: no hardware is told of it.
-    unsafe { DmaExtent::new(range) }
+    portcullis_fake::dma::extent((1 << 32) + offset, bytes)
 }
