@@ -1,0 +1,20 @@
+//! POWER8, POWER9 and POWER10: guests in HV = 0, hypercalls by `sc 1` in real mode.
+//!
+//! Sections are those of the Power ISA, Book III: 3.0B where nothing else is said, 2.07B for POWER8.
+
+pub mod frame;
+pub mod radix;
+pub mod script;
+
+#[cfg(target_arch = "powerpc64")]
+pub mod area;
+#[cfg(target_arch = "powerpc64")]
+pub mod cpu;
+#[cfg(target_arch = "powerpc64")]
+pub mod guest;
+#[cfg(target_arch = "powerpc64")]
+pub mod memory;
+#[cfg(target_arch = "powerpc64")]
+pub mod vectors;
+
+pub use frame::{Frame, Verdict};
