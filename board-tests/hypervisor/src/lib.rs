@@ -5,4 +5,7 @@
 
 #![no_std]
 
+mod catalogue;
 pub mod power;
+
+pub use catalogue::SCENARIOS;

@@ -24,16 +24,8 @@ pub const MSR_HV: u64 = 1 << 60;
 pub const MSR_SF: u64 = 1 << 63;
 
 /// The bits that the real-mode handler's MSR is checked for.
-pub const HANDLER_MASK: u64 = MSR_SF
-    | MSR_HV
-    | MSR_EE
-    | MSR_PR
-    | MSR_IR
-    | MSR_DR
-    | MSR_FP
-    | MSR_VEC
-    | MSR_VSX
-    | MSR_LE;
+pub const HANDLER_MASK: u64 =
+    MSR_SF | MSR_HV | MSR_EE | MSR_PR | MSR_IR | MSR_DR | MSR_FP | MSR_VEC | MSR_VSX | MSR_LE;
 /// What they must be: hypervisor, real mode, nothing that would let a vector instruction through.
 pub const HANDLER_MSR: u64 = MSR_SF | MSR_HV | MSR_LE;
 /// With what a guest starts: privileged but no hypervisor, real mode, little-endian, all registers.
@@ -51,7 +43,7 @@ pub enum Verdict {
 
 /// A guest's registers. In the real-mode handler the non-volatile ones (r14 to r31) are stale: they still are in
 /// the CPU, and go to the frame only on the way to the full context.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Frame {
     /// General-purpose registers.
@@ -81,6 +73,22 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// All zeros.
+    pub const ZERO: Self = Self {
+        gpr: [0; 32],
+        pc: 0,
+        msr: 0,
+        lr: 0,
+        ctr: 0,
+        xer: 0,
+        cr: 0,
+        handler_msr: 0,
+        vector: 0,
+        hdar: 0,
+        hdsisr: 0,
+        cpu: 0,
+    };
+
     /// The number of the hypercall (r3).
     #[must_use]
     pub const fn opcode(&self) -> u64 {
@@ -114,7 +122,7 @@ mod tests {
 
     #[test]
     fn opcode_and_arguments_are_where_the_call_leaves_them() {
-        let mut frame = Frame { gpr: core::array::from_fn(|n| n as u64), ..Frame::default() };
+        let mut frame = Frame { gpr: core::array::from_fn(|n| n as u64), ..Frame::ZERO };
         assert_eq!((frame.opcode(), frame.arguments()), (3, [4, 5, 6, 7, 8, 9]));
         frame.set_status(30);
         frame.set_result(40);

@@ -7,13 +7,21 @@ pub mod radix;
 pub mod script;
 
 #[cfg(target_arch = "powerpc64")]
-pub mod area;
+mod area;
 #[cfg(target_arch = "powerpc64")]
 pub mod cpu;
 #[cfg(target_arch = "powerpc64")]
 pub mod guest;
 #[cfg(target_arch = "powerpc64")]
+pub mod guest_call;
+#[cfg(target_arch = "powerpc64")]
 pub mod memory;
+#[cfg(target_arch = "powerpc64")]
+pub mod scenario;
+#[cfg(target_arch = "powerpc64")]
+pub mod second;
+#[cfg(target_arch = "powerpc64")]
+pub mod tables;
 #[cfg(target_arch = "powerpc64")]
 pub mod vectors;
 

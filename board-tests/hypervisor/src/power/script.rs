@@ -17,8 +17,12 @@ pub mod calls {
     pub const READ_REGISTER: u64 = 0xf00c;
     /// Writes a device's register by proxy: offset, bytes, value. In the full context.
     pub const WRITE_REGISTER: u64 = 0xf010;
-    /// First and last of these numbers.
-    pub const OWN: core::ops::RangeInclusive<u64> = STOP..=WRITE_REGISTER;
+    /// Whatever the script's author wants, in the full context.
+    pub const REPORT: u64 = 0xf014;
+    /// The last of these numbers.
+    pub const LAST: u64 = REPORT;
+    /// All of these numbers.
+    pub const OWN: core::ops::RangeInclusive<u64> = STOP..=LAST;
 }
 
 /// How much an access moves.

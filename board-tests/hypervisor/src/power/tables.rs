@@ -1,0 +1,91 @@
+//! The guest's partition-scoped tables (section 5.7), in memory of their own.
+
+use core::cell::UnsafeCell;
+
+use portcullis_hal::PhysAddr;
+
+use super::{
+    memory::{GUEST_BYTES, GuestMemory},
+    radix::{self, ENTRIES, Kind, LARGE_PAGE, ROOT_ENTRIES, SMALL_PAGE},
+};
+
+/// Guest real address at which a device's registers appear.
+pub const REGISTERS_AT: u64 = 1 << 30;
+/// Most that fits there.
+pub const REGISTER_BYTES: u64 = ENTRIES as u64 * SMALL_PAGE;
+
+type Table = [u64; ENTRIES];
+
+/// The root first, since it needs the largest alignment. All words are big-endian.
+#[repr(C, align(0x10000))]
+struct Tables {
+    root: [u64; ROOT_ENTRIES],
+    partition: Table,
+    /// Covers 512 GiB.
+    upper: Table,
+    memory: Table,
+    registers_upper: Table,
+    registers: Table,
+}
+
+struct Shared(UnsafeCell<Tables>);
+
+// SAFETY: one CPU writes, by volatile accesses; otherwise hardware reads.
+unsafe impl Sync for Shared {}
+
+static TABLES: Shared = Shared(UnsafeCell::new(Tables {
+    root: [0; ROOT_ENTRIES],
+    partition: [0; ENTRIES],
+    upper: [0; ENTRIES],
+    memory: [0; ENTRIES],
+    registers_upper: [0; ENTRIES],
+    registers: [0; ENTRIES],
+}));
+
+fn set(table: *mut u64, entries: usize, index: usize, entry: u64) {
+    if index < entries {
+        // SAFETY: an entry of a table inside the static; volatile because hardware reads it.
+        unsafe { table.add(index).write_volatile(entry.to_be()) }
+    }
+}
+
+macro_rules! table {
+    ($name:ident) => {
+        // SAFETY: inside the static; no reference is made.
+        unsafe { (&raw mut (*TABLES.0.get()).$name).cast::<u64>() }
+    };
+}
+
+fn address(table: *mut u64) -> u64 {
+    table.addr() as u64
+}
+
+/// Maps the guest's memory from guest real 0 on, and nothing else; returns the partition table's address.
+pub(super) fn map_memory(memory: GuestMemory) -> u64 {
+    let [root, upper, ..] = radix::indices(0);
+    set(table!(root), ROOT_ENTRIES, root, radix::directory(address(table!(upper))));
+    set(table!(upper), ENTRIES, upper, radix::directory(address(table!(memory))));
+    for page in 0..GUEST_BYTES / LARGE_PAGE {
+        let leaf = radix::leaf(memory.address().as_u64() + page * LARGE_PAGE, Kind::Memory);
+        set(table!(memory), ENTRIES, page as usize, leaf);
+    }
+    // Entry 1 is this guest's: two words an entry; without a process table, since the guest stays in real mode.
+    set(table!(partition), ENTRIES, 2, radix::partition_entry(address(table!(root))));
+    address(table!(partition))
+}
+
+/// Maps a device's registers at [`REGISTERS_AT`]; `None` when they are not whole pages, or too many. The caller
+/// makes CPUs forget what they knew.
+pub(super) fn map_registers(registers: PhysAddr, bytes: u64) -> Option<()> {
+    let whole = registers.as_u64().is_multiple_of(SMALL_PAGE) && bytes.is_multiple_of(SMALL_PAGE);
+    (whole && bytes <= REGISTER_BYTES).then_some(())?;
+    let [_, upper, middle, _] = radix::indices(REGISTERS_AT);
+    for page in 0..REGISTER_BYTES / SMALL_PAGE {
+        let at = page * SMALL_PAGE;
+        let entry = if at < bytes { radix::leaf(registers.as_u64() + at, Kind::Registers) } else { 0 };
+        set(table!(registers), ENTRIES, page as usize, entry);
+    }
+    set(table!(registers_upper), ENTRIES, middle, radix::directory(address(table!(registers))));
+    set(table!(upper), ENTRIES, upper, radix::directory(address(table!(registers_upper))));
+    Some(())
+}
