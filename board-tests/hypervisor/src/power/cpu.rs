@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use super::memory::GUEST_BYTES;
+use super::{memory::GUEST_BYTES, script::Privileged};
 
 /// The guest's number; 0 is the hypervisor's.
 const GUEST_ID: u64 = 1;
@@ -127,6 +127,15 @@ pub(super) unsafe fn forget_translations() {
             in("r5") ALL_OF_THIS_GUEST,
             options(nostack),
         );
+    }
+}
+
+/// Whether this processor has the register that `what` writes; where it has not, the instruction does nothing.
+pub fn has(what: Privileged) -> bool {
+    match what {
+        Privileged::WritePtcr => Processor::this() == Some(Processor::Radix),
+        Privileged::WriteRmor => Processor::this() == Some(Processor::Power8),
+        _ => true,
     }
 }
 

@@ -69,6 +69,12 @@ pub enum Stop {
     },
 }
 
+/// A script that is in place.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded {
+    records: usize,
+}
+
 /// The one guest that there is: vCPU n runs on CPU n.
 #[derive(Clone, Copy, Debug)]
 pub struct Guest {
@@ -132,32 +138,39 @@ impl Guest {
     ///
     /// # Errors
     /// [`Stop`]; what was done until then is in the outcomes.
-    pub fn run_script(&self, script: &[Op], full: FullContext, limit: Duration) -> Result<(), Stop> {
-        let vcpu = cpu::this();
-        self.load(vcpu, script)?;
-        self.run(script.len(), full, limit)
+    pub fn run_script(
+        &self,
+        script: impl IntoIterator<Item = Op>,
+        full: FullContext,
+        limit: Duration,
+    ) -> Result<(), Stop> {
+        let loaded = self.load(cpu::this(), script)?;
+        self.run(loaded, full, limit)
     }
 
-    /// Puts a script in place for a vCPU that has no turn now.
+    /// Puts a script in place for a vCPU that has no turn now. Operation by operation, since a long script does not
+    /// fit a stack.
     ///
     /// # Errors
     /// [`Stop::NoSuchScript`], [`Stop::Busy`].
-    pub fn load(&self, vcpu: usize, script: &[Op]) -> Result<(), Stop> {
-        if vcpu >= CPUS || script.len() > MAX_RECORDS {
+    pub fn load(&self, vcpu: usize, script: impl IntoIterator<Item = Op>) -> Result<Loaded, Stop> {
+        if vcpu >= CPUS {
             return Err(Stop::NoSuchScript);
         }
         if TURN.get(vcpu).is_some_and(|turn| turn.load(Ordering::Acquire)) {
             return Err(Stop::Busy);
         }
-        for (index, op) in script.iter().enumerate() {
-            let at = record_at(vcpu, index);
-            self.write_words(at, &op.record().words()).ok_or(Stop::NoSuchScript)?;
+        let mut records = 0;
+        for op in script {
+            (records < MAX_RECORDS).then_some(()).ok_or(Stop::NoSuchScript)?;
+            self.write_words(record_at(vcpu, records), &op.record().words()).ok_or(Stop::NoSuchScript)?;
+            records += 1;
         }
         let scratch = record_at(vcpu, 0) + SCRATCH;
         for index in 0..PATTERNS {
             self.memory.write(scratch + index * 8, pattern(vcpu as u64, index)).ok_or(Stop::NoSuchScript)?;
         }
-        Ok(())
+        Ok(Loaded { records })
     }
 
     /// What came of operation `index` of the vCPU's last script.
@@ -176,14 +189,14 @@ impl Guest {
     }
 
     /// This CPU's vCPU carries out what was loaded.
-    pub(super) fn run(&self, records: usize, full: FullContext, limit: Duration) -> Result<(), Stop> {
+    pub(super) fn run(&self, loaded: Loaded, full: FullContext, limit: Duration) -> Result<(), Stop> {
         let vcpu = cpu::this();
         let (area, turn) = area::area(vcpu).zip(TURN.get(vcpu)).ok_or(Stop::NoSuchScript)?;
         if turn.swap(true, Ordering::Acquire) {
             return Err(Stop::Busy);
         }
         // SAFETY: this CPU's area, and nobody else has it while the turn is taken.
-        unsafe { (*area).frame = first_frame(vcpu, records) }
+        unsafe { (*area).frame = first_frame(vcpu, loaded.records) }
         let ended = turns(area, full, TimeBaseClock.now().saturating_add(limit));
         turn.store(false, Ordering::Release);
         ended

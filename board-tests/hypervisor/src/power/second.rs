@@ -12,7 +12,7 @@ use portcullis_hal::{Clock, arch::powerpc64::TimeBaseClock};
 
 use super::{
     area,
-    guest::{FullContext, Guest, Stop},
+    guest::{FullContext, Guest, Loaded, Stop},
 };
 
 /// Its index.
@@ -31,7 +31,7 @@ const CRASHED: u32 = 3;
 #[derive(Clone, Copy)]
 struct Order {
     guest: Guest,
-    records: usize,
+    loaded: Loaded,
     full: FullContext,
     limit: Duration,
 }
@@ -113,20 +113,20 @@ pub fn start(start: impl FnOnce() -> Result<(), i64>) -> Result<(), Lost> {
     wait_while(ABSENT, START_LIMIT)
 }
 
-/// Carries out what is loaded for vCPU 1, on the second CPU, while `meanwhile` runs on this one.
+/// Carries out what was loaded for vCPU 1, on the second CPU, while `meanwhile` runs on this one.
 ///
 /// # Errors
 /// [`Lost`]; the guest's own end is the inner result.
 pub fn run_beside<T>(
     guest: Guest,
-    records: usize,
+    loaded: Loaded,
     full: FullContext,
     limit: Duration,
     meanwhile: impl FnOnce() -> T,
 ) -> Result<(Result<(), Stop>, T), Lost> {
     still_there()?;
     // SAFETY: the state is `IDLE`: the desk is this CPU's.
-    unsafe { *DESK.order.get() = Some(Order { guest, records, full, limit }) }
+    unsafe { *DESK.order.get() = Some(Order { guest, loaded, full, limit }) }
     DESK.state.store(ORDERED, Ordering::Release);
     let mine = meanwhile();
     wait_while(ORDERED, limit.saturating_add(GRACE))?;
@@ -181,7 +181,7 @@ unsafe extern "C" fn second_main() -> ! {
         unsafe {
             *DESK.ended.get() = (*DESK.order.get()).map_or(Err(Stop::NoSuchScript), |order| {
                 order.guest.prepare_cpu();
-                order.guest.run(order.records, order.full, order.limit)
+                order.guest.run(order.loaded, order.full, order.limit)
             });
         }
     }

@@ -86,7 +86,7 @@ impl<M: Machine> Stage<'_, M> {
 
     /// Has vCPU 0 carry out a script to its end.
     #[track_caller]
-    fn run(&self, script: &[Op], full: FullContext) -> Result<(), Failure> {
+    fn run(&self, script: impl IntoIterator<Item = Op>, full: FullContext) -> Result<(), Failure> {
         stopped(self.guest.run_script(script, full, LIMIT))
     }
 

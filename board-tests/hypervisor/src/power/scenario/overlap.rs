@@ -43,9 +43,9 @@ fn attempt<M: Machine>(stage: &Stage<'_, M>) -> Result<u64, Failure> {
     }
     let done = [done_in_real_mode(0), done_in_real_mode(SECOND)];
     let [own, other] = CAME;
-    stopped(stage.guest.load(SECOND, &script(other, own)))?;
-    let (theirs, ours) = present(second::run_beside(stage.guest, LENGTH, no_call, LIMIT, || {
-        stage.guest.run_script(&script(own, other), no_call, LIMIT)
+    let loaded = stopped(stage.guest.load(SECOND, script(other, own)))?;
+    let (theirs, ours) = present(second::run_beside(stage.guest, loaded, no_call, LIMIT, || {
+        stage.guest.run_script(script(own, other), no_call, LIMIT)
     }))?;
     stopped(ours)?;
     stopped(theirs)?;
@@ -62,8 +62,8 @@ fn attempt<M: Machine>(stage: &Stage<'_, M>) -> Result<u64, Failure> {
     Ok(together)
 }
 
-fn script(own: u64, other: u64) -> [Op; LENGTH] {
-    core::array::from_fn(|index| {
+fn script(own: u64, other: u64) -> impl Iterator<Item = Op> {
+    (0..LENGTH).map(move |index| {
         if index % ROUND == 0 {
             Op::Meet { own, other, value: (index / ROUND + 1) as u64, ticks: MEETING_TICKS }
         } else {

@@ -1,6 +1,6 @@
 //! A guest's registers survive its hypercalls.
 
-use core::arch::global_asm;
+use core::{arch::global_asm, iter::repeat_n};
 
 use portcullis_suite::Failure;
 
@@ -46,12 +46,12 @@ pub(super) fn guest_registers_survive<M: Machine>(stage: &Stage<'_, M>) -> Resul
     stage.step("the same with hypercalls in the full context, which uses vector registers");
     unchanged(stage, calls::REPORT)?;
     stage.step("a register that the hypervisor changes is noticed");
-    stage.run(&[poisoned(calls::REPORT, 1)], full)?;
+    stage.run([poisoned(calls::REPORT, 1)], full)?;
     ensure(stage.outcome(0, 0)?.extra == 1, "the guest did not notice exactly the changed register")
 }
 
 fn unchanged<M: Machine>(stage: &Stage<'_, M>, opcode: u64) -> Result<(), Failure> {
-    stage.run(&[poisoned(opcode, 0); CALLS], full)?;
+    stage.run(repeat_n(poisoned(opcode, 0), CALLS), full)?;
     for index in 0..CALLS {
         let outcome = stage.outcome(0, index)?;
         ensure(outcome.trap == 0 && outcome.after != 0, "a call was not made")?;

@@ -1,5 +1,6 @@
 //! A guest does what its script says; its hypercalls arrive in real mode.
 
+use core::iter::repeat_n;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use portcullis_suite::Failure;
@@ -43,7 +44,7 @@ fn accesses<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
     let value = 0x8877_6655_4433_2211;
     let memory = stage.guest.memory();
     stage.run(
-        &[
+        [
             Op::Store(Width::Eight, FREE_START, value),
             Op::Load(Width::Four, FREE_START + 4),
             Op::Load(Width::One, FREE_START + 1),
@@ -64,7 +65,7 @@ fn accesses<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
 fn hypercalls<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
     stage.step("hypercalls: one done in real mode, one in the full context, one unknown");
     let before = done_in_real_mode(0);
-    stage.run(&[call(calls::EMPTY, &[]), call(REPORT, &[7, 8]), call(calls::LAST + 4, &[])], full)?;
+    stage.run([call(calls::EMPTY, &[]), call(REPORT, &[7, 8]), call(calls::LAST + 4, &[])], full)?;
     let (empty, report, unknown) = (stage.outcome(0, 0)?, stage.outcome(0, 1)?, stage.outcome(0, 2)?);
     ensure((empty.status, empty.extra) == (0, 1), "the empty call has another status")?;
     ensure((report.status, report.result) == (0, ANSWER), "a call was not answered as the handler said")?;
@@ -82,11 +83,11 @@ fn repeats<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
     stage.step("a thousand hypercalls in real mode, then as many with nothing handled there");
     let script = [Op::Repeat(TIMES), call(calls::EMPTY, &[]), Op::End];
     let before = done_in_real_mode(0);
-    stage.run(&script, full)?;
+    stage.run(script, full)?;
     ensure(stage.outcome(0, 1)?.extra == TIMES, "the guest made another number of calls")?;
     ensure(done_in_real_mode(0) == before + TIMES, "a call was not done in real mode")?;
     handle_nothing_in_real_mode(true);
-    let ended = stage.run(&script, full);
+    let ended = stage.run(script, full);
     handle_nothing_in_real_mode(false);
     ended?;
     ensure(stage.outcome(0, 1)?.extra == TIMES, "the guest made another number of calls")?;
@@ -103,7 +104,7 @@ fn costs<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
 
 /// Least ticks of the time base that a call takes the guest.
 fn least<M: Machine>(stage: &Stage<'_, M>, opcode: u64) -> Result<u64, Failure> {
-    stage.run(&[call(opcode, &[]); SINGLES], full)?;
+    stage.run(repeat_n(call(opcode, &[]), SINGLES), full)?;
     let mut least = u64::MAX;
     for index in 0..SINGLES {
         let outcome = stage.outcome(0, index)?;
