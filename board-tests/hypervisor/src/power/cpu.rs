@@ -28,12 +28,13 @@ const LPCR_AIL: u64 = 3 << 23 | 1 << 26;
 const LPCR_VPM: u64 = 3 << 62;
 /// LPCR[RMLS] of 2.07B: where the guest's real mode ends.
 const LPCR_RMLS: u64 = 0xf << 26;
-/// 64 MiB in LPCR[RMLS] (POWER8 Processor User's Manual, "Logical Partitioning Control Register").
-const RMLS_64_MIB: u64 = 3 << 26;
+/// 32 MiB in LPCR[RMLS] (POWER8 Processor User's Manual, "Logical Partitioning Control Register"). Sizes whose number
+/// is odd do not work on QEMU: it takes the last bit for POWER10's HAIL.
+const RMLS_32_MIB: u64 = 8 << 26;
 /// HFSCR[FP] and HFSCR[VECVSX]: what a guest may use beyond the fixed-point facility (section 6.2.11).
 const HFSCR_FP_VECTOR: u64 = 0b11;
 
-const _: () = assert!(GUEST_BYTES == 64 << 20, "RMLS says so");
+const _: () = assert!(GUEST_BYTES == 32 << 20, "RMLS says so");
 
 /// Which processor this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +98,7 @@ pub(super) unsafe fn configure(translation: Translation) {
         match translation {
             Translation::Offset(memory) => {
                 write_spr!(312, memory); // RMOR
-                write_spr!(318, common | RMLS_64_MIB); // LPCR
+                write_spr!(318, common | RMLS_32_MIB); // LPCR
             }
             Translation::PartitionTable(table) => {
                 write_spr!(464, table); // PTCR: the table has 4 KiB
