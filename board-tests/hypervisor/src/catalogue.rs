@@ -16,4 +16,5 @@ catalogue! {
     guest_registers_survive shows ["V03"];
     guest_is_confined shows ["V04", "V05"];
     two_vcpus_overlap shows ["V06"];
+    guest_drives_a_device shows ["V07"];
 }

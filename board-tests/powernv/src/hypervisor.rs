@@ -2,10 +2,11 @@
 
 use core::ptr::NonNull;
 
+use portcullis_hal::PhysAddr;
 use portcullis_hypervisor::power::{Frame, Verdict, cpu, memory::GuestMemory, scenario::Machine};
 use portcullis_suite::Event;
 
-use crate::{console, image, opal, tree::Tree};
+use crate::{console, image, opal, pci::Function, tree::Tree};
 
 unsafe extern "C" {
     /// First byte of the guest's memory, from the link script.
@@ -15,11 +16,13 @@ unsafe extern "C" {
 /// The machine with its other CPUs.
 pub(crate) struct Guests<'t> {
     tree: &'t Tree,
+    /// The first edu.
+    device: Option<&'t Function>,
 }
 
 impl<'t> Guests<'t> {
-    pub(crate) const fn new(tree: &'t Tree) -> Self {
-        Self { tree }
+    pub(crate) const fn new(tree: &'t Tree, device: Option<&'t Function>) -> Self {
+        Self { tree, device }
     }
 }
 
@@ -32,6 +35,10 @@ impl Machine for Guests<'_> {
         let start = NonNull::new(&raw mut guest_memory)?;
         // SAFETY: the link script sets this block aside, and nothing else names it.
         unsafe { GuestMemory::new(start) }
+    }
+
+    fn device_registers(&self) -> Option<(PhysAddr, u64)> {
+        self.device.map(|device| (PhysAddr::new(device.registers), device.bytes as u64))
     }
 
     fn start_second(&self) -> Result<(), i64> {

@@ -13,6 +13,7 @@ use super::{
     cpu::{self, Processor, Translation},
     frame::{Frame, GUEST_MSR, MSR_PR},
     memory::GuestMemory,
+    registers::{self, Lent},
     script::{MAX_RECORDS, Op, RECORD_BYTES, Record, calls},
     tables::{self, REGISTERS_AT},
 };
@@ -119,18 +120,21 @@ impl Guest {
         self.memory
     }
 
-    /// Lets the guest reach a device's registers, cache-inhibited; returns the guest real address. `None` on POWER8,
-    /// whose real mode reaches nothing beyond its memory, and for registers that are not whole pages.
+    /// Lets the guest reach a device's registers: mapped cache-inhibited, or by hypercall on POWER8, whose real mode
+    /// reaches nothing beyond its memory. `None` for registers that are not whole pages, or too many.
     ///
     /// # Safety
     /// The registers must be the guest's to use.
     #[must_use]
-    pub unsafe fn map_registers(&self, registers: PhysAddr, bytes: u64) -> Option<u64> {
-        let Translation::PartitionTable(_) = self.translation else { return None };
+    pub unsafe fn lend_registers(&self, registers: PhysAddr, bytes: u64) -> Option<Lent> {
         tables::map_registers(registers, bytes)?;
+        registers::allow_proxy(registers, bytes);
+        if let Translation::Offset(_) = self.translation {
+            return Some(Lent::ByProxy);
+        }
         // SAFETY: this processor has radix tables.
         unsafe { cpu::forget_translations() }
-        Some(REGISTERS_AT)
+        Some(Lent::Mapped(REGISTERS_AT))
     }
 
     /// Carries a script out on this CPU and waits for its end; hypercalls that are too hard go to `full`. What came
@@ -220,6 +224,7 @@ fn turns(area: *mut Area, full: FullContext, deadline: Duration) -> Result<(), S
             SYSTEM_CALL => match frame.opcode() {
                 calls::STOP => return Ok(()),
                 calls::EMPTY | calls::EMPTY_FULL => frame.set_status(0),
+                calls::READ_REGISTER | calls::WRITE_REGISTER => registers::answer(frame),
                 _ => full(frame),
             },
             // The limit has passed, or is further away than the decrementer counts.

@@ -17,6 +17,8 @@ pub mod guest_call;
 #[cfg(target_arch = "powerpc64")]
 pub mod memory;
 #[cfg(target_arch = "powerpc64")]
+pub mod registers;
+#[cfg(target_arch = "powerpc64")]
 pub mod scenario;
 #[cfg(target_arch = "powerpc64")]
 pub mod second;

@@ -1,12 +1,14 @@
 //! The hypervisor's own scenarios.
 
 mod confined;
+mod device;
 mod overlap;
 mod registers;
 mod runs;
 
 use core::time::Duration;
 
+use portcullis_hal::PhysAddr;
 use portcullis_suite::{Event, Failure, Scenario};
 
 use super::{
@@ -28,6 +30,8 @@ pub trait Machine {
     fn emit(&self, event: &Event<'_>);
     /// Memory for the guest. The same each time.
     fn guest_memory(&self) -> Option<GuestMemory>;
+    /// Where the first edu's registers lie, and how many bytes they are.
+    fn device_registers(&self) -> Option<(PhysAddr, u64)>;
     /// Asks firmware to start another CPU at `hv_secondary`.
     ///
     /// # Errors
@@ -64,6 +68,7 @@ unsafe fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "guest_runs" => runs::guest_runs(&stage),
         "guest_registers_survive" => registers::guest_registers_survive(&stage),
         "guest_is_confined" => confined::guest_is_confined(&stage),
+        "guest_drives_a_device" => device::guest_drives_a_device(&stage),
         "two_vcpus_overlap" => overlap::two_vcpus_overlap(&stage),
         _ => fail("the catalogue names a scenario that is not there"),
     }
