@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use super::{memory::GUEST_BYTES, script::Privileged};
+use super::{GUEST_BYTES, script::Privileged};
 
 /// The guest's number; 0 is the hypervisor's.
 const GUEST_ID: u64 = 1;

@@ -133,6 +133,8 @@ mod tests {
     fn a_handler_has_no_vector_registers_and_a_guest_no_hypervisor_state() {
         assert_eq!(HANDLER_MSR & (MSR_FP | MSR_VEC | MSR_VSX | MSR_IR | MSR_DR | MSR_PR), 0);
         assert_eq!(HANDLER_MSR & !HANDLER_MASK, 0);
+        let checked = MSR_HV | MSR_PR | MSR_IR | MSR_DR | MSR_FP | MSR_VEC | MSR_VSX;
+        assert_eq!(HANDLER_MASK & checked, checked);
         assert_eq!(GUEST_MSR & (MSR_HV | MSR_EE | MSR_PR), 0);
     }
 }

@@ -95,7 +95,7 @@ impl Guest {
     pub unsafe fn new(memory: GuestMemory) -> Option<Self> {
         let translation = match Processor::this()? {
             Processor::Power8 => Translation::Offset(memory.address().as_u64()),
-            Processor::Radix => Translation::PartitionTable(tables::map_memory(memory)),
+            Processor::Radix => Translation::PartitionTable(tables::map_memory(memory.address())),
         };
         memory.clear();
         copy_interpreter(memory);

@@ -4,8 +4,7 @@ use core::{arch::asm, ptr::NonNull};
 
 use portcullis_hal::PhysAddr;
 
-/// Bytes of a guest's memory: what POWER8 has a size of real mode area for (LPCR[RMLS], 2.07B section 2.2).
-pub const GUEST_BYTES: u64 = 32 << 20;
+use super::GUEST_BYTES;
 
 /// Bytes that `dcbz` makes zeros on POWER8, POWER9 and POWER10.
 const CACHE_LINE: usize = 128;

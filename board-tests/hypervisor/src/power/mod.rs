@@ -5,6 +5,8 @@
 pub mod frame;
 pub mod radix;
 pub mod script;
+#[cfg(any(target_arch = "powerpc64", test))]
+pub mod tables;
 
 #[cfg(target_arch = "powerpc64")]
 mod area;
@@ -23,8 +25,9 @@ pub mod scenario;
 #[cfg(target_arch = "powerpc64")]
 pub mod second;
 #[cfg(target_arch = "powerpc64")]
-pub mod tables;
-#[cfg(target_arch = "powerpc64")]
 pub mod vectors;
+
+/// Bytes of a guest's memory: what POWER8 has a size of real mode area for (LPCR[RMLS], 2.07B section 2.2).
+pub const GUEST_BYTES: u64 = 32 << 20;
 
 pub use frame::{Frame, Verdict};

@@ -6,7 +6,7 @@ use portcullis_hal::{PhysAddr, RegisterIo, arch::powerpc64::RealModeRegisters};
 
 use super::{
     frame::Frame,
-    script::{Op, Width, call, calls},
+    script::{Op, Width, call, calls, is_register},
 };
 
 /// Status of a hypercall that was done (H_SUCCESS of the LoPAPR, 14.4.2).
@@ -75,10 +75,7 @@ pub(super) fn allow_proxy(registers: PhysAddr, bytes: u64) {
 pub(super) fn answer(frame: &mut Frame) {
     let bytes = PROXY_BYTES.load(Ordering::Acquire);
     let [offset, width, value, ..] = frame.arguments();
-    let inside = matches!(width, 4 | 8)
-        && offset.is_multiple_of(width)
-        && offset.checked_add(width).is_some_and(|end| end <= bytes);
-    if !inside {
+    if !is_register(offset, width, bytes) {
         frame.set_status(H_PARAMETER);
         return;
     }

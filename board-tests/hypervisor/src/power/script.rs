@@ -164,6 +164,13 @@ pub fn call(opcode: u64, arguments: &[u64]) -> Op {
     Op::Call(all)
 }
 
+/// Whether a register of `width` bytes at `offset` is one of a device with that many bytes of registers.
+#[must_use]
+pub const fn is_register(offset: u64, width: u64, bytes: u64) -> bool {
+    let Some(end) = offset.checked_add(width) else { return false };
+    matches!(width, 4 | 8) && offset.is_multiple_of(width) && end <= bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +183,14 @@ mod tests {
         assert_eq!(Record::from_words(record.words()), record);
         assert_eq!(record.words()[..4], [4, 8, 0x1000, 42]);
         assert_eq!((record.words()[12], record.words()[15]), (9, 7));
+    }
+
+    #[test]
+    fn a_proxy_stays_in_the_device() {
+        assert!(is_register(0, 8, 8) && is_register(4, 4, 8) && is_register(0xff8, 8, 0x1000));
+        let outside = [(8, 4, 8), (4, 8, 8), (2, 4, 8), (0, 1, 8), (0, 0, 8), (0, 16, 32), (0, 4, 0)];
+        outside.iter().for_each(|&(offset, width, bytes)| assert!(!is_register(offset, width, bytes)));
+        assert!(!is_register(u64::MAX - 3, 4, u64::MAX) && !is_register(u64::MAX - 7, 8, 0x1000));
     }
 
     #[test]

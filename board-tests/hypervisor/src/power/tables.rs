@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 use portcullis_hal::PhysAddr;
 
 use super::{
-    memory::{GUEST_BYTES, GuestMemory},
+    GUEST_BYTES,
     radix::{self, ENTRIES, Kind, LARGE_PAGE, ROOT_ENTRIES, SMALL_PAGE},
 };
 
@@ -61,12 +61,12 @@ fn address(table: *mut u64) -> u64 {
 }
 
 /// Maps the guest's memory from guest real 0 on, and nothing else; returns the partition table's address.
-pub(super) fn map_memory(memory: GuestMemory) -> u64 {
+pub(super) fn map_memory(memory: PhysAddr) -> u64 {
     let [root, upper, ..] = radix::indices(0);
     set(table!(root), ROOT_ENTRIES, root, radix::directory(address(table!(upper))));
     set(table!(upper), ENTRIES, upper, radix::directory(address(table!(memory))));
     for page in 0..GUEST_BYTES / LARGE_PAGE {
-        let leaf = radix::leaf(memory.address().as_u64() + page * LARGE_PAGE, Kind::Memory);
+        let leaf = radix::leaf(memory.as_u64() + page * LARGE_PAGE, Kind::Memory);
         set(table!(memory), ENTRIES, page as usize, leaf);
     }
     // Entry 1 is this guest's: two words an entry; without a process table, since the guest stays in real mode.
@@ -88,4 +88,67 @@ pub(super) fn map_registers(registers: PhysAddr, bytes: u64) -> Option<()> {
     set(table!(registers_upper), ENTRIES, middle, radix::directory(address(table!(registers))));
     set(table!(upper), ENTRIES, upper, radix::directory(address(table!(registers_upper))));
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use core::ptr::with_exposed_provenance;
+
+    use super::*;
+
+    const MEMORY: PhysAddr = PhysAddr::new(0x2200_0000);
+    const DEVICE: PhysAddr = PhysAddr::new(0x6_0010_0000);
+    const VALID: u64 = 1 << 63;
+    const LEAF: u64 = 1 << 62;
+    /// The bits of an address in a directory entry and in a leaf.
+    const NEXT: u64 = 0x0fff_ffff_ffff_ff00;
+    const PAGE: u64 = 0x01ff_ffff_ffff_f000;
+
+    fn entry(table: u64, index: usize) -> u64 {
+        let entry = with_exposed_provenance::<u64>(table as usize).wrapping_add(index);
+        // SAFETY: tables lead to tables of the static, and indices stay in them.
+        u64::from_be(unsafe { entry.read_volatile() })
+    }
+
+    /// What the guest reaches at `address`, and the leaf, as hardware would find it from the partition table.
+    fn walk(partition: u64, address: u64) -> Option<(u64, u64)> {
+        let mut table = entry(partition, 2) & PAGE;
+        let mut below = 39;
+        for index in radix::indices(address) {
+            let found = entry(table, index);
+            if found & VALID == 0 {
+                return None;
+            } else if found & LEAF != 0 {
+                let inside = address & ((1 << below) - 1);
+                return Some(((found & PAGE) + inside, found));
+            }
+            (table, below) = (found & NEXT, below - 9);
+        }
+        None
+    }
+
+    // One test, since there is one set of tables.
+    #[test]
+    fn a_guest_reaches_its_memory_and_lent_registers_and_nothing_else() {
+        let partition = map_memory(MEMORY);
+        let reached = |address| walk(partition, address).map(|(real, _)| real);
+        for at in [0, 8, LARGE_PAGE - 1, LARGE_PAGE, GUEST_BYTES / 2 + 5, GUEST_BYTES - 1] {
+            assert_eq!(reached(at), Some(MEMORY.as_u64() + at));
+        }
+        let closed = [GUEST_BYTES, GUEST_BYTES + LARGE_PAGE, MEMORY.as_u64(), REGISTERS_AT, 1 << 39, 1 << 51];
+        closed.iter().for_each(|at| assert_eq!(reached(*at), None, "{at:#x}"));
+
+        assert_eq!(map_registers(DEVICE, 2 * SMALL_PAGE + 1), None);
+        assert_eq!(map_registers(PhysAddr::new(0x100), SMALL_PAGE), None);
+        assert_eq!(map_registers(DEVICE, REGISTER_BYTES + SMALL_PAGE), None);
+        assert_eq!(reached(REGISTERS_AT), None);
+        map_registers(DEVICE, REGISTER_BYTES).unwrap();
+        assert_eq!(reached(REGISTERS_AT + REGISTER_BYTES - 1), Some(DEVICE.as_u64() + REGISTER_BYTES - 1));
+        map_registers(DEVICE, 2 * SMALL_PAGE).unwrap();
+        assert_eq!(reached(REGISTERS_AT + SMALL_PAGE + 4), Some(DEVICE.as_u64() + SMALL_PAGE + 4));
+        assert_eq!(reached(REGISTERS_AT + 2 * SMALL_PAGE), None, "no longer lent");
+        assert_eq!(reached(REGISTERS_AT + REGISTER_BYTES), None);
+        let (_, leaf) = walk(partition, REGISTERS_AT).unwrap();
+        assert_eq!(leaf, radix::leaf(DEVICE.as_u64(), Kind::Registers));
+    }
 }
