@@ -1,5 +1,7 @@
 //! Words of a radix partition-scoped translation (section 5.7): four levels over 52 bits of guest real address.
 
+/// Bytes that a leaf of the second level maps.
+pub const HUGE_PAGE: u64 = 1 << 30;
 /// Bytes that a leaf of the last level but one maps.
 pub const LARGE_PAGE: u64 = 2 << 20;
 /// Bytes that a leaf of the last level maps.
@@ -24,6 +26,8 @@ const REFERENCED_CHANGED: u64 = 1 << 8 | 1 << 7;
 /// In a leaf: read and write.
 const READ_WRITE: u64 = 4 | 2;
 const EXECUTE: u64 = 1;
+/// In a leaf: out of reach of problem state, and beyond the storage keys that a guest may change.
+const PRIVILEGED: u64 = 8;
 /// In a leaf: non-idempotent I/O, which is cache-inhibited and guarded.
 const DEVICE: u64 = 0b10 << 4;
 /// The bits of an address in an entry.
@@ -46,10 +50,34 @@ pub const fn partition_entry(root: u64) -> u64 {
     HOST_RADIX | size | root | ROOT_BITS
 }
 
+/// Second word of that entry: the process table of 4 KiB at `table`, whose processes use radix.
+#[must_use]
+pub const fn partition_processes(table: u64) -> u64 {
+    HOST_RADIX | table
+}
+
+/// First word of a process table's entry for a process whose root lies at `root` (5.7.6.2).
+#[must_use]
+pub const fn process_entry(root: u64) -> u64 {
+    partition_entry(root) & !HOST_RADIX
+}
+
+/// A leaf of the hypervisor's own tables onto the page at `page`.
+#[must_use]
+pub const fn privileged_leaf(page: u64, kind: Kind) -> u64 {
+    leaf(page, kind) | PRIVILEGED
+}
+
 /// An entry that leads to the table at `table`.
 #[must_use]
 pub const fn directory(table: u64) -> u64 {
     VALID | (table & ADDRESS) | NEXT_BITS
+}
+
+/// The table that a [`directory`] entry leads to.
+#[must_use]
+pub const fn next(directory: u64) -> u64 {
+    directory & ADDRESS
 }
 
 /// A leaf onto the page at `page`.
@@ -84,6 +112,9 @@ mod tests {
         assert_eq!(directory(0x3000), 0x8000_0000_0000_3009);
         assert_eq!(leaf(0x40_0000, Kind::Memory), 0xc000_0000_0040_0187);
         assert_eq!(leaf(0x6_0000_1000, Kind::Registers), 0xc000_0006_0000_11a6);
+        assert_eq!(privileged_leaf(0x4000_0000, Kind::Memory), 0xc000_0000_4000_018f);
+        assert_eq!(partition_processes(0x5000), 0x8000_0000_0000_5000);
+        assert_eq!(process_entry(0x12_0000), 0x4000_0000_0012_00ad);
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! The guest's partition-scoped tables (section 5.7), in memory of their own.
+//! The guest's partition-scoped tables and the hypervisor's process-scoped ones (section 5.7), in memory of their own.
 
-use core::cell::UnsafeCell;
+use core::{cell::UnsafeCell, ptr::with_exposed_provenance_mut};
 
 use portcullis_hal::PhysAddr;
 
 use super::{
     GUEST_BYTES,
-    radix::{self, ENTRIES, Kind, LARGE_PAGE, ROOT_ENTRIES, SMALL_PAGE},
+    radix::{self, ENTRIES, HUGE_PAGE, Kind, LARGE_PAGE, ROOT_ENTRIES, SMALL_PAGE},
 };
 
 /// Guest real address at which a device's registers appear.
@@ -14,13 +14,22 @@ pub const REGISTERS_AT: u64 = 1 << 30;
 /// Most that fits there.
 pub const REGISTER_BYTES: u64 = ENTRIES as u64 * SMALL_PAGE;
 
+/// What one table covers of the second level.
+const SECOND_LEVEL: u64 = 1 << 39;
+/// Devices of the hypervisor, each in a second-level table of its own.
+const HOST_DEVICES: usize = 4;
+
 type Table = [u64; ENTRIES];
 
 /// The root first, since it needs the largest alignment. All words are big-endian.
 #[repr(C, align(0x10000))]
 struct Tables {
     root: [u64; ROOT_ENTRIES],
+    host_root: [u64; ROOT_ENTRIES],
     partition: Table,
+    processes: Table,
+    host_memory: Table,
+    host_devices: [Table; HOST_DEVICES],
     /// Covers 512 GiB.
     upper: Table,
     memory: Table,
@@ -35,12 +44,21 @@ unsafe impl Sync for Shared {}
 
 static TABLES: Shared = Shared(UnsafeCell::new(Tables {
     root: [0; ROOT_ENTRIES],
+    host_root: [0; ROOT_ENTRIES],
     partition: [0; ENTRIES],
+    processes: [0; ENTRIES],
+    host_memory: [0; ENTRIES],
+    host_devices: [[0; ENTRIES]; HOST_DEVICES],
     upper: [0; ENTRIES],
     memory: [0; ENTRIES],
     registers_upper: [0; ENTRIES],
     registers: [0; ENTRIES],
 }));
+
+fn get(table: *mut u64, entries: usize, index: usize) -> u64 {
+    // SAFETY: an entry of a table inside the static.
+    if index < entries { u64::from_be(unsafe { table.add(index).read_volatile() }) } else { 0 }
+}
 
 fn set(table: *mut u64, entries: usize, index: usize, entry: u64) {
     if index < entries {
@@ -57,7 +75,7 @@ macro_rules! table {
 }
 
 fn address(table: *mut u64) -> u64 {
-    table.addr() as u64
+    table.expose_provenance() as u64
 }
 
 /// Maps the guest's memory from guest real 0 on, and nothing else; returns the partition table's address.
@@ -72,6 +90,35 @@ pub(super) fn map_memory(memory: PhysAddr) -> u64 {
     // Entry 1 is this guest's: two words an entry; without a process table, since the guest stays in real mode.
     set(table!(partition), ENTRIES, 2, radix::partition_entry(address(table!(root))));
     address(table!(partition))
+}
+
+/// Maps the first GiB of real memory for the hypervisor, and the GiB around each of these devices' registers, each at
+/// its own address; `None` when a device lies within the memory, or there are too many. Partition 0 and process 0 are
+/// the hypervisor's.
+pub(super) fn map_host(devices: &[PhysAddr]) -> Option<()> {
+    let root = address(table!(host_root));
+    let memory = radix::privileged_leaf(0, Kind::Memory);
+    set(table!(host_memory), ENTRIES, 0, memory);
+    set(table!(host_root), ROOT_ENTRIES, 0, radix::directory(address(table!(host_memory))));
+    for (number, device) in devices.iter().enumerate() {
+        let device = device.as_u64();
+        (device >= SECOND_LEVEL && number < HOST_DEVICES).then_some(())?;
+        map_host_device(number, device);
+    }
+    set(table!(processes), ENTRIES, 0, radix::process_entry(root));
+    set(table!(partition), ENTRIES, 0, radix::partition_entry(root));
+    set(table!(partition), ENTRIES, 1, radix::partition_processes(address(table!(processes))));
+    Some(())
+}
+
+/// Devices that share half a TiB share the table of the first one.
+fn map_host_device(number: usize, device: u64) {
+    let [upper, index, ..] = radix::indices(device);
+    let present = get(table!(host_root), ROOT_ENTRIES, upper);
+    let own = table!(host_devices).wrapping_add(number * ENTRIES);
+    let table = if present == 0 { own } else { with_exposed_provenance_mut(radix::next(present) as usize) };
+    set(table, ENTRIES, index, radix::privileged_leaf(device & !(HUGE_PAGE - 1), Kind::Registers));
+    set(table!(host_root), ROOT_ENTRIES, upper, radix::directory(address(table)));
 }
 
 /// Maps a device's registers at [`REGISTERS_AT`]; `None` when they are not whole pages, or too many. The caller
@@ -104,6 +151,29 @@ mod tests {
     const NEXT: u64 = 0x0fff_ffff_ffff_ff00;
     const PAGE: u64 = 0x01ff_ffff_ffff_f000;
 
+    fn the_hypervisor_reaches_memory_and_devices_at_their_own_addresses(partition: u64) {
+        const FIRST: u64 = 0x6_00c3_c000_0000;
+        const SECOND: u64 = FIRST + 5 * HUGE_PAGE + 0x1000;
+        const ELSEWHERE: u64 = 0x6_0300_0000_0000;
+        map_host(&[FIRST, SECOND, ELSEWHERE].map(PhysAddr::new)).unwrap();
+        let root = entry(entry(partition, 1) & PAGE, 0) & PAGE & !(1 << 62);
+        let reached = |address| walk_from(root, address).map(|(real, _)| real);
+        for at in [0, 0x2000_0000, HUGE_PAGE - 1, FIRST, FIRST + 0x1234, SECOND, ELSEWHERE] {
+            assert_eq!(reached(at), Some(at), "{at:#x}");
+        }
+        for at in [HUGE_PAGE, FIRST + HUGE_PAGE, ELSEWHERE - 1, 1 << 40] {
+            assert_eq!(reached(at), None, "{at:#x}");
+        }
+        let (_, memory) = walk_from(root, 0).unwrap();
+        let (_, device) = walk_from(root, FIRST).unwrap();
+        assert_eq!(
+            (memory & 0x3f, device & 0x3f),
+            (0x0f, 0x2e),
+            "privileged; devices are not executed or cached"
+        );
+        assert_eq!(map_host(&[PhysAddr::new(HUGE_PAGE)]), None);
+    }
+
     fn entry(table: u64, index: usize) -> u64 {
         let entry = with_exposed_provenance::<u64>(table as usize).wrapping_add(index);
         // SAFETY: tables lead to tables of the static, and indices stay in them.
@@ -112,7 +182,10 @@ mod tests {
 
     /// What the guest reaches at `address`, and the leaf, as hardware would find it from the partition table.
     fn walk(partition: u64, address: u64) -> Option<(u64, u64)> {
-        let mut table = entry(partition, 2) & PAGE;
+        walk_from(entry(partition, 2) & PAGE, address)
+    }
+
+    fn walk_from(mut table: u64, address: u64) -> Option<(u64, u64)> {
         let mut below = 39;
         for index in radix::indices(address) {
             let found = entry(table, index);
@@ -150,5 +223,6 @@ mod tests {
         assert_eq!(reached(REGISTERS_AT + REGISTER_BYTES), None);
         let (_, leaf) = walk(partition, REGISTERS_AT).unwrap();
         assert_eq!(leaf, radix::leaf(DEVICE.as_u64(), Kind::Registers));
+        the_hypervisor_reaches_memory_and_devices_at_their_own_addresses(partition);
     }
 }
