@@ -110,22 +110,25 @@ pub(super) unsafe fn configure(translation: Translation) {
     }
 }
 
-/// Makes every CPU forget all translations of the guest.
+/// Makes every CPU forget all translations of the guest and of the hypervisor.
 ///
 /// # Safety
 /// On a processor with radix tables, in hypervisor state.
 pub(super) unsafe fn forget_translations() {
-    const ALL_OF_THIS_GUEST: u64 = 2 << 10;
-    // SAFETY: `tlbie r5, r4` with RIC = 2, PRS = 0, R = 1 (section 5.9.3.3); forgetting is harmless.
+    const ALL_OF_ONE_PARTITION: u64 = 2 << 10;
+    // SAFETY: `tlbie r5, r4` with RIC = 2, R = 1, and PRS = 0 for the guest's partition, 1 for the processes of the
+    // hypervisor's (section 5.9.3.3); forgetting is harmless.
     unsafe {
         asm!(
             "ptesync",
             ".long 0x7c892a64",
+            "li 4, 0",
+            ".long 0x7c8b2a64",
             "eieio",
             "tlbsync",
             "ptesync",
-            in("r4") GUEST_ID,
-            in("r5") ALL_OF_THIS_GUEST,
+            inout("r4") GUEST_ID => _,
+            in("r5") ALL_OF_ONE_PARTITION,
             options(nostack),
         );
     }
@@ -147,6 +150,25 @@ pub fn controls() -> [u64; 5] {
         let memory =
             if Processor::this() == Some(Processor::Radix) { read_spr!(464) } else { read_spr!(312) };
         [read_spr!(318), read_spr!(319), read_spr!(304), read_spr!(313), memory]
+    }
+}
+
+/// This CPU's MSR.
+pub fn machine_state() -> u64 {
+    let state: u64;
+    // SAFETY: reads MSR, and nothing else.
+    unsafe { asm!("mfmsr {state}", state = out(reg) state, options(nostack)) }
+    state
+}
+
+/// Writes PIDR and returns what it held.
+pub(super) fn exchange_process(process: u64) -> u64 {
+    // SAFETY: PIDR acts on translated accesses only, of which there are none.
+    unsafe {
+        let old = read_spr!(48);
+        write_spr!(48, process);
+        asm!("isync", options(nostack));
+        old
     }
 }
 

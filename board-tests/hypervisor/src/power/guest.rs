@@ -16,6 +16,7 @@ use super::{
     registers::{self, Lent},
     script::{MAX_RECORDS, Op, RECORD_BYTES, Record, calls},
     tables::{self, REGISTERS_AT},
+    virtual_mode,
 };
 
 /// First guest real address that neither the interpreter nor scripts use.
@@ -225,7 +226,7 @@ fn turns(area: *mut Area, full: FullContext, deadline: Duration) -> Result<(), S
                 calls::STOP => return Ok(()),
                 calls::EMPTY | calls::EMPTY_FULL => frame.set_status(0),
                 calls::READ_REGISTER | calls::WRITE_REGISTER => registers::answer(frame),
-                _ => full(frame),
+                _ => virtual_mode::call(full, frame),
             },
             // The limit has passed, or is further away than the decrementer counts.
             HYPERVISOR_DECREMENTER => {}

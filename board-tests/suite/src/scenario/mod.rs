@@ -47,6 +47,8 @@ bitflags! {
         const CONFIRMATION = 1 << 8;
         /// The image can run guests, on two CPUs.
         const GUEST = 1 << 9;
+        /// The hypervisor can turn on address translation: POWER9 and later.
+        const RADIX = 1 << 10;
     }
 }
 

@@ -5,6 +5,7 @@ mod device;
 mod overlap;
 mod registers;
 mod runs;
+mod translated;
 
 use core::time::Duration;
 
@@ -68,6 +69,7 @@ unsafe fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "guest_runs" => runs::guest_runs(&stage),
         "guest_registers_survive" => registers::guest_registers_survive(&stage),
         "guest_is_confined" => confined::guest_is_confined(&stage),
+        "guest_is_served_in_virtual_mode" => translated::guest_is_served_in_virtual_mode(&stage),
         "guest_drives_a_device" => device::guest_drives_a_device(&stage),
         "two_vcpus_overlap" => overlap::two_vcpus_overlap(&stage),
         _ => fail("the catalogue names a scenario that is not there"),
