@@ -53,6 +53,8 @@ hv_guest_start:
     beq guest_meet
     cmpldi 3, 9
     beq guest_wait
+    cmpldi 3, 10
+    beq guest_write_process
 guest_stop:
     li 3, 0
     ori 3, 3, 0xf000            # calls::STOP
@@ -313,6 +315,12 @@ guest_meet:
 2:  mftb 7
     std 7, 104(31)
     stamp_before
+    b guest_next
+
+guest_write_process:
+    ld 3, 8(31)
+    mtspr 48, 3                 # PIDR
+    isync
     b guest_next
 
 guest_wait:

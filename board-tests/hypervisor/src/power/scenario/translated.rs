@@ -60,20 +60,21 @@ pub(super) fn guest_is_served_in_virtual_mode<M: Machine>(stage: &Stage<'_, M>) 
 
 fn served<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
     stage.step("hypercalls are handled with address translation on, and the handler asks a device");
-    stage.run((0..CALLS).map(|index| poisoned(index as u64)), full)?;
+    stage.run(script(), full)?;
     check(stage, 0)?;
     ensure(cpu::machine_state() & BOTH == 0, "translation stays on")?;
     stage.step("the same on the second CPU");
     present(second::start(|| stage.machine.start_second()))?;
-    let loaded = stopped(stage.guest.load(SECOND, (0..CALLS).map(|index| poisoned(index as u64))))?;
+    let loaded = stopped(stage.guest.load(SECOND, script()))?;
     let (theirs, ()) = present(second::run_beside(stage.guest, loaded, full, LIMIT, || ()))?;
     stopped(theirs)?;
     check(stage, SECOND)
 }
 
 fn check<M: Machine>(stage: &Stage<'_, M>, vcpu: usize) -> Result<(), Failure> {
+    ensure(stage.outcome(vcpu, 0)?.trap == 0, "the guest may not write PIDR")?;
     for index in 0..CALLS {
-        let outcome = stage.outcome(vcpu, index)?;
+        let outcome = stage.outcome(vcpu, 1 + index)?;
         let expected = if index == 0 { 0 } else { !(index as u32) };
         ensure(outcome.status == u64::from(expected), "the device answers the handler otherwise")?;
         let state = outcome.result & (BOTH | MSR_HV);
@@ -81,6 +82,12 @@ fn check<M: Machine>(stage: &Stage<'_, M>, vcpu: usize) -> Result<(), Failure> {
         ensure(outcome.extra == 0, "a call changed registers of the guest")?;
     }
     Ok(())
+}
+
+/// The guest names another process than the hypervisor's, and calls.
+fn script() -> impl Iterator<Item = Op> {
+    let calls = (0..CALLS).map(|index| poisoned(index as u64));
+    core::iter::once(Op::WriteProcess(5)).chain(calls)
 }
 
 const fn poisoned(first: u64) -> Op {
