@@ -29,7 +29,7 @@ pub mod vectors;
 #[cfg(target_arch = "powerpc64")]
 pub mod virtual_mode;
 
-/// Bytes of a guest's memory: what POWER8 has a size of real mode area for (LPCR[RMLS], 2.07B section 2.2).
+/// Bytes of a guest's memory: what POWER8 has a size of real mode area for (`LPCR[RMLS]`, 2.07B section 2.2).
 pub const GUEST_BYTES: u64 = 32 << 20;
 
 pub use frame::{Frame, Verdict};
