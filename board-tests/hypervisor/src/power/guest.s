@@ -55,6 +55,8 @@ hv_guest_start:
     beq guest_wait
     cmpldi 3, 10
     beq guest_write_process
+    cmpldi 3, 11
+    beq guest_jump
 guest_stop:
     li 3, 0
     ori 3, 3, 0xf000            # calls::STOP
@@ -322,6 +324,11 @@ guest_write_process:
     mtspr 48, 3                 # PIDR
     isync
     b guest_next
+
+guest_jump:
+    ld 3, 8(31)
+    mtctr 3
+    bctr
 
 guest_wait:
     mftb 26

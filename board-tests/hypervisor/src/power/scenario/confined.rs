@@ -14,6 +14,8 @@ use crate::power::{
 /// Interrupts that a refused access ends in: the guest's own data storage interrupt (POWER8, whose limit is the
 /// guest's), or the hypervisor's.
 const REFUSED_ACCESS: [u64; 2] = [0x300, 0xe00];
+/// Interrupts that a refused fetch ends in, in the same way.
+const REFUSED_FETCH: [u64; 2] = [0x400, 0xe20];
 /// Interrupts that a refused instruction ends in: the guest's own program interrupt, or the hypervisor's emulation
 /// assistance.
 const REFUSED_INSTRUCTION: [u64; 2] = [0x700, 0xe40];
@@ -43,10 +45,10 @@ pub(super) fn guest_is_confined<M: Machine>(stage: &Stage<'_, M>) -> Result<(), 
 }
 
 fn accesses<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
-    stage.step("the guest stores to and loads from what is not its memory");
+    stage.step("the guest stores to, loads from and jumps to what is not its memory");
     let end = stage.guest.memory().bytes();
     for at in [end, end + 0x1000, IMAGE, FIRMWARE, 1 << 30, 1 << 40, 1 << 51] {
-        stage.run([Op::Store(Width::Eight, at, 1), Op::Load(Width::Eight, at)], no_call)?;
+        stage.run([Op::Store(Width::Eight, at, 1), Op::Load(Width::Eight, at), Op::Jump(at)], no_call)?;
         for index in 0..2 {
             let outcome = stage.outcome(0, index)?;
             ensure(
@@ -56,6 +58,8 @@ fn accesses<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
             ensure(outcome.extra == at, "an access was refused at another address")?;
             ensure(outcome.status == 0, "a refused load brought a value")?;
         }
+        let fetched = stage.outcome(0, 2)?.trap;
+        ensure(REFUSED_FETCH.contains(&fetched), "a jump beyond the guest's memory was not refused")?;
     }
     Ok(())
 }
