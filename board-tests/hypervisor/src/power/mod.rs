@@ -19,6 +19,8 @@ pub mod guest_call;
 #[cfg(target_arch = "powerpc64")]
 pub mod memory;
 #[cfg(target_arch = "powerpc64")]
+mod problem_state;
+#[cfg(target_arch = "powerpc64")]
 pub mod registers;
 #[cfg(target_arch = "powerpc64")]
 pub mod scenario;

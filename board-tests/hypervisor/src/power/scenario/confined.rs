@@ -6,8 +6,9 @@ use portcullis_suite::Failure;
 
 use super::{Machine, Stage, ensure, fail, no_call};
 use crate::power::{
-    cpu,
+    cpu::{self, Processor},
     guest::Stop,
+    guest_call::done_in_real_mode,
     script::{Op, Privileged, Width, call, calls},
 };
 
@@ -39,6 +40,7 @@ pub(super) fn guest_is_confined<M: Machine>(stage: &Stage<'_, M>) -> Result<(), 
     let (digest, control) = (stage.machine.digest(), cpu::controls());
     accesses(stage)?;
     instructions(stage)?;
+    problem_state(stage)?;
     ensure(stage.machine.digest() == digest, "the hypervisor's image has changed")?;
     ensure(cpu::controls() == control, "the guest changed a register of the hypervisor")?;
     endless(stage)
@@ -88,6 +90,21 @@ const fn described(what: Privileged) -> &'static str {
         Privileged::LoadInhibited => "the guest may use lwzcix",
         Privileged::ReadHsrr1 => "the guest may read HSRR1",
     }
+}
+
+/// POWER8's guest has no tables for a problem state.
+fn problem_state<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
+    if Processor::this() != Some(Processor::Radix) {
+        return Ok(());
+    }
+    stage.step("the guest's problem state makes a hypercall");
+    let done = done_in_real_mode(0);
+    stage.run([Op::CallAsProcess(calls::EMPTY), Op::CallAsProcess(calls::EMPTY_FULL)], no_call)?;
+    for index in 0..2 {
+        let trap = stage.outcome(0, index)?.trap;
+        ensure(trap == 0x700, "a hypercall from problem state did not end in a program interrupt")?;
+    }
+    ensure(done_in_real_mode(0) == done, "a hypercall from problem state was handled")
 }
 
 fn endless<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
