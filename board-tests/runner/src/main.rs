@@ -1,5 +1,6 @@
 //! `cargo boards`: builds the test images, boots them, judges what they did, and reports.
 
+mod audit;
 mod bench;
 mod board;
 mod case;

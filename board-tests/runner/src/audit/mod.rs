@@ -1,0 +1,13 @@
+//! placeholder
+mod body;
+mod decode;
+mod elf;
+mod finding;
+mod graph;
+mod lines;
+mod loops;
+mod registers;
+mod review;
+mod rules;
+mod stack;
+mod target;
