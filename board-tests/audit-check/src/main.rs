@@ -32,6 +32,11 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 /// What hypercall code does, in small: checks, a call, a loop with a bound.
 #[unsafe(no_mangle)]
 extern "C" fn audit_check_entry(number: u64, first: u64, entries: u64) -> u64 {
+    let result = match number {
+        0 => checksum(first, entries),
+        1 => first.wrapping_mul(entries),
+        _ => u64::MAX,
+    };
     #[cfg(any(
         feature = "planted-panic",
         feature = "planted-dyn-call",
@@ -44,11 +49,7 @@ extern "C" fn audit_check_entry(number: u64, first: u64, entries: u64) -> u64 {
         feature = "planted-jump-table",
     ))]
     black_box(planted::defect(number));
-    match number {
-        0 => checksum(first, entries),
-        1 => first.wrapping_mul(entries),
-        _ => u64::MAX,
-    }
+    result
 }
 
 /// A function of its own, with a loop that is on the reviewed list.

@@ -49,14 +49,16 @@ pub(crate) fn defect(mut number: u64) -> u64 {
 }
 
 #[cfg(feature = "planted-firmware-call")]
+core::arch::global_asm!(
+    ".section .text.opal, \"ax\"",
+    ".global opal_call",
+    "opal_call:",
+    "mtspr 314, 12",
+    "hrfid",
+);
+
+#[cfg(feature = "planted-firmware-call")]
 pub(crate) fn defect(number: u64) -> u64 {
-    core::arch::global_asm!(
-        ".section .text.opal, \"ax\"",
-        ".global opal_call",
-        "opal_call:",
-        "mtspr 314, 12",
-        "hrfid",
-    );
     unsafe extern "C" {
         /// As the firmware image has it, in small.
         safe fn opal_call(number: u64) -> u64;
@@ -81,16 +83,22 @@ pub(crate) fn defect(number: u64) -> u64 {
 
 #[cfg(feature = "planted-jump-table")]
 pub(crate) fn defect(number: u64) -> u64 {
-    use core::hint::black_box;
-    match number {
-        0 => black_box(number) + 7,
-        1 => black_box(number) ^ 3,
-        2 => black_box(number).rotate_left(9),
-        3 => black_box(number) & 0xff,
-        4 => black_box(number) << 3,
-        5 => black_box(number).wrapping_mul(11),
-        6 => black_box(number) | 0x55,
-        7 => black_box(number) >> 4,
-        _ => number,
+    /// Arms that cannot be merged, nor turned into a table of results.
+    macro_rules! arms {
+        ($($case:literal)+) => {
+            match number {
+                $($case => {
+                    // SAFETY: a comment, and no instruction.
+                    unsafe { core::arch::asm!("# {}", const $case, options(nomem, nostack)) }
+                    core::hint::black_box(number) + 2 * $case
+                })+
+                _ => number,
+            }
+        };
+    }
+    // The compiler thinks that a table pays from 64 arms on.
+    arms! {
+        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35
+        36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64 65 66 67
     }
 }

@@ -9,7 +9,7 @@ use super::{
     elf::{Function, Image},
     finding::{Kind, Objection},
     registers::Disassembler,
-    target,
+    rules, target,
 };
 
 /// An instruction.
@@ -44,11 +44,7 @@ pub(super) struct Body {
 
 impl Body {
     /// Follows `function` from its beginning; `None` if there is no code.
-    pub(super) fn follow(
-        image: &Image,
-        disassembler: &Disassembler,
-        function: &Function,
-    ) -> Option<Self> {
+    pub(super) fn follow(image: &Image, disassembler: &Disassembler, function: &Function) -> Option<Self> {
         image.word(function.address)?;
         let mut walk = Walk {
             image,
@@ -126,7 +122,7 @@ impl Walk<'_> {
             }
             Flow::Call(target) => {
                 self.call(node, target);
-                self.next(node, true);
+                self.next_if(!self.never_returns(target), node, true);
             }
             Flow::Return { conditional } => self.next_if(conditional, node, false),
             Flow::Indirect { call, conditional } => {
@@ -142,6 +138,12 @@ impl Walk<'_> {
                 self.next_if(returns, node, true);
             }
         }
+    }
+
+    /// A function that panics: behind a call of one there need be no code.
+    fn never_returns(&self, target: u64) -> bool {
+        let callee = self.image.entered_at(target);
+        callee.and_then(|callee| rules::forbidden_function(&callee.name)) == Some(Kind::Panic)
     }
 
     fn next_if(&mut self, goes_on: bool, node: NodeIndex, may_end: bool) {
@@ -251,10 +253,7 @@ mod tests {
 
     #[test]
     fn jumps_into_the_middle_are_refused() {
-        assert_eq!(
-            kinds(&[("f", &[0x4800_0008]), ("g", &[0x6000_0000, 0x4e80_0020])]),
-            [Kind::Undecodable]
-        );
+        assert_eq!(kinds(&[("f", &[0x4800_0008]), ("g", &[0x6000_0000, 0x4e80_0020])]), [Kind::Undecodable]);
         assert_eq!(kinds(&[("f", &[0x4800_1000])]), [Kind::Undecodable]);
     }
 }

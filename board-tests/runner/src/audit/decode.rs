@@ -199,23 +199,23 @@ mod tests {
     #[test]
     fn branches_lead_where_the_manual_says() {
         let cases = [
-            (0x4800_0008, Flow::Jump(AT + 8)),                                      // b .+8
-            (0x4bff_fffc, Flow::Jump(AT - 4)),                                      // b .-4
-            (0x4800_0011, Flow::Call(AT + 16)),                                     // bl .+16
-            (0x4800_3003, Flow::Call(0x3000)),                                      // bla 0x3000
-            (0x4082_fff8, Flow::Branch(AT - 8)),                                    // bne .-8
-            (0x4200_fff0, Flow::Branch(AT - 16)),                                   // bdnz .-16
-            (0x4280_0010, Flow::Jump(AT + 16)),                                     // bc 20,0,.+16
-            (0x4082_0011, Flow::Call(AT + 16)),                                     // bnel .+16
-            (0x429f_0005, Flow::Next),                                              // bcl 20,31,.+4
-            (0x4800_0005, Flow::Next),                                              // bl .+4
-            (0x4e80_0020, Flow::Return { conditional: false }),                     // blr
-            (0x4d82_0020, Flow::Return { conditional: true }),                      // beqlr
-            (0x4e80_0021, Flow::Indirect { call: true, conditional: false }),       // blrl
-            (0x4e80_0420, Flow::Indirect { call: false, conditional: false }),      // bctr
-            (0x4e80_0421, Flow::Indirect { call: true, conditional: false }),       // bctrl
-            (0x4d82_0420, Flow::Indirect { call: false, conditional: true }),       // beqctr
-            (0x4e80_0460, Flow::Indirect { call: false, conditional: false }),      // bctar
+            (0x4800_0008, Flow::Jump(AT + 8)),                                 // b .+8
+            (0x4bff_fffc, Flow::Jump(AT - 4)),                                 // b .-4
+            (0x4800_0011, Flow::Call(AT + 16)),                                // bl .+16
+            (0x4800_3003, Flow::Call(0x3000)),                                 // bla 0x3000
+            (0x4082_fff8, Flow::Branch(AT - 8)),                               // bne .-8
+            (0x4200_fff0, Flow::Branch(AT - 16)),                              // bdnz .-16
+            (0x4280_0010, Flow::Jump(AT + 16)),                                // bc 20,0,.+16
+            (0x4082_0011, Flow::Call(AT + 16)),                                // bnel .+16
+            (0x429f_0005, Flow::Next),                                         // bcl 20,31,.+4
+            (0x4800_0005, Flow::Next),                                         // bl .+4
+            (0x4e80_0020, Flow::Return { conditional: false }),                // blr
+            (0x4d82_0020, Flow::Return { conditional: true }),                 // beqlr
+            (0x4e80_0021, Flow::Indirect { call: true, conditional: false }),  // blrl
+            (0x4e80_0420, Flow::Indirect { call: false, conditional: false }), // bctr
+            (0x4e80_0421, Flow::Indirect { call: true, conditional: false }),  // bctrl
+            (0x4d82_0420, Flow::Indirect { call: false, conditional: true }),  // beqctr
+            (0x4e80_0460, Flow::Indirect { call: false, conditional: false }), // bctar
         ];
         for (word, expected) in cases {
             assert_eq!(flow(word, AT), expected, "{word:#010x}");

@@ -98,12 +98,7 @@ impl Image {
         Ok(Self::build(code, constants, labels, toc))
     }
 
-    fn build(
-        code: Vec<Stretch>,
-        constants: Vec<Stretch>,
-        mut labels: Vec<Label>,
-        toc: Option<u64>,
-    ) -> Self {
+    fn build(code: Vec<Stretch>, constants: Vec<Stretch>, mut labels: Vec<Label>, toc: Option<u64>) -> Self {
         // Where several symbols share an address, one with a size knows best.
         labels.sort_by_key(|label| (label.address, label.size != 0));
         let mut functions = BTreeMap::new();

@@ -49,7 +49,8 @@ impl Lines {
     /// Where the instruction at `address` was written: the innermost inlined function first.
     pub(super) fn places(&self, address: u64) -> Vec<Place> {
         let mut places = Vec::new();
-        let Some(mut frames) = self.loader.as_ref().and_then(|loader| loader.find_frames(address).ok()) else {
+        let Some(mut frames) = self.loader.as_ref().and_then(|loader| loader.find_frames(address).ok())
+        else {
             return places;
         };
         while let Ok(Some(frame)) = frames.next() {
@@ -89,7 +90,10 @@ mod tests {
         let lines = Lines { loader: None, root: PathBuf::from("/home/me/portcullis") };
         let place = |file| lines.place(file, 7).map(|place| (place.file.clone(), place.foreign)).unwrap();
         assert_eq!(place("/home/me/portcullis/hal/src/lib.rs"), ("hal/src/lib.rs".to_owned(), false));
-        assert_eq!(place("/rustc/0f1e/library/core/src/num.rs"), ("library/core/src/num.rs".to_owned(), true));
+        assert_eq!(
+            place("/rustc/0f1e/library/core/src/num.rs"),
+            ("library/core/src/num.rs".to_owned(), true)
+        );
         let registry = "/root/.cargo/registry/src/index.crates.io-1949/defmt-1.0.1/src/lib.rs";
         assert_eq!(place(registry), ("defmt-1.0.1/src/lib.rs".to_owned(), true));
     }

@@ -80,10 +80,8 @@ pub(super) const fn is_vector(word: u32) -> bool {
 /// By the extended opcode of primary opcode 31.
 const fn is_indexed_vector(extended: u32) -> bool {
     let vector = matches!(extended, 6 | 7 | 38 | 39 | 71 | 103 | 135 | 167 | 199 | 231 | 359 | 487);
-    let float = matches!(
-        extended,
-        535 | 567 | 599 | 631 | 663 | 695 | 727 | 759 | 791 | 855 | 887 | 919 | 983
-    );
+    let float =
+        matches!(extended, 535 | 567 | 599 | 631 | 663 | 695 | 727 | 759 | 791 | 855 | 887 | 919 | 983);
     let load = matches!(
         extended,
         12 | 13

@@ -73,13 +73,11 @@ fn sole_predecessor(graph: &Graph, node: NodeIndex) -> Option<(NodeIndex, &Instr
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{
-            body::Body,
-            elf::tests::{START, TABLE, made},
-            finding::Kind,
-            registers::Disassembler,
-        },
+    use super::super::{
+        body::Body,
+        elf::tests::{START, TABLE, made},
+        finding::Kind,
+        registers::Disassembler,
     };
 
     /// Where the first function's calls lead, and what was objected to.
