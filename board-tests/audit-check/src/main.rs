@@ -4,17 +4,7 @@
 #![no_std]
 #![no_main]
 
-#[cfg(any(
-    feature = "planted-panic",
-    feature = "planted-dyn-call",
-    feature = "planted-float",
-    feature = "planted-recursion",
-    feature = "planted-deep-frame",
-    feature = "planted-loop",
-    feature = "planted-firmware-call",
-    feature = "planted-formatting",
-    feature = "planted-jump-table",
-))]
+#[cfg(feature = "planted")]
 mod planted;
 
 use core::hint::black_box;
@@ -37,17 +27,7 @@ extern "C" fn audit_check_entry(number: u64, first: u64, entries: u64) -> u64 {
         1 => first.wrapping_mul(entries),
         _ => u64::MAX,
     };
-    #[cfg(any(
-        feature = "planted-panic",
-        feature = "planted-dyn-call",
-        feature = "planted-float",
-        feature = "planted-recursion",
-        feature = "planted-deep-frame",
-        feature = "planted-loop",
-        feature = "planted-firmware-call",
-        feature = "planted-formatting",
-        feature = "planted-jump-table",
-    ))]
+    #[cfg(feature = "planted")]
     black_box(planted::defect(number));
     result
 }

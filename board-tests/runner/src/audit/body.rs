@@ -43,9 +43,8 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// Follows `function` from its beginning; `None` if there is no code.
+    /// Follows `function` from its beginning; `None` if there is no instruction.
     pub(super) fn follow(image: &Image, disassembler: &Disassembler, function: &Function) -> Option<Self> {
-        image.word(function.address)?;
         let mut walk = Walk {
             image,
             disassembler,

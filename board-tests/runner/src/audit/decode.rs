@@ -81,7 +81,7 @@ pub(super) const fn flow(word: u32, address: u64) -> Flow {
             // 26 bits with sign, the lower two of which are not part of it.
             let displacement = (((word & 0x03ff_fffc) << 6).cast_signed() >> 6) as i64;
             let target = target(word, address, displacement);
-            if links(word) { call(target, address) } else { Flow::Jump(target) }
+            if links(word) { Flow::Call(target) } else { Flow::Jump(target) }
         }
         19 => by_register(word),
         31 => match extended(word) {
@@ -103,17 +103,16 @@ const fn trap(word: u32) -> Flow {
 }
 
 const fn conditional(word: u32, address: u64) -> Flow {
+    // bcl 20,31,.+4 tells the code where it is, and calls nobody (Book I, 2.4).
+    if word == 0x429f_0005 {
+        return Flow::Next;
+    }
     let target = target(word, address, (word as u16 & 0xfffc).cast_signed() as i64);
     match (links(word), always(word)) {
-        (true, _) => call(target, address),
+        (true, _) => Flow::Call(target),
         (false, true) => Flow::Jump(target),
         (false, false) => Flow::Branch(target),
     }
-}
-
-/// A call of the next instruction tells the code where it is, and calls nobody.
-const fn call(target: u64, address: u64) -> Flow {
-    if target == address.wrapping_add(4) { Flow::Next } else { Flow::Call(target) }
 }
 
 const fn by_register(word: u32) -> Flow {
@@ -128,14 +127,13 @@ const fn by_register(word: u32) -> Flow {
     }
 }
 
-/// The change of r1 by the two instructions that compiled code uses for it: `stdu r1,-N(r1)`, `addi r1,r1,N`.
+/// The change of r1 by the two instructions that code uses for it: `stdu rX,-N(r1)`, `addi r1,r1,N`.
 pub(super) const fn stack_change(word: u32) -> StackChange {
-    if first(word) != 1 || second(word) != 1 {
-        return StackChange::None;
-    }
     match (primary(word), word & 3, immediate(word)) {
-        (62, 1, bytes) if bytes < 0 => StackChange::Push((bytes & !3).unsigned_abs()),
-        (14, _, bytes) if bytes > 0 => StackChange::Pop(bytes.cast_unsigned()),
+        (62, 1, bytes) if second(word) == 1 && bytes < 0 => StackChange::Push((bytes & !3).unsigned_abs()),
+        (14, _, bytes) if first(word) == 1 && second(word) == 1 && bytes > 0 => {
+            StackChange::Pop(bytes.cast_unsigned())
+        }
         _ => StackChange::None,
     }
 }
@@ -208,13 +206,13 @@ mod tests {
             (0x4280_0010, Flow::Jump(AT + 16)),                                // bc 20,0,.+16
             (0x4082_0011, Flow::Call(AT + 16)),                                // bnel .+16
             (0x429f_0005, Flow::Next),                                         // bcl 20,31,.+4
-            (0x4800_0005, Flow::Next),                                         // bl .+4
-            (0x4e80_0020, Flow::Return { conditional: false }),                // blr
-            (0x4d82_0020, Flow::Return { conditional: true }),                 // beqlr
-            (0x4e80_0021, Flow::Indirect { call: true, conditional: false }),  // blrl
+            (0x4800_0005, Flow::Call(AT + 4)), // bl .+4, to a function that follows
+            (0x4e80_0020, Flow::Return { conditional: false }), // blr
+            (0x4d82_0020, Flow::Return { conditional: true }), // beqlr
+            (0x4e80_0021, Flow::Indirect { call: true, conditional: false }), // blrl
             (0x4e80_0420, Flow::Indirect { call: false, conditional: false }), // bctr
-            (0x4e80_0421, Flow::Indirect { call: true, conditional: false }),  // bctrl
-            (0x4d82_0420, Flow::Indirect { call: false, conditional: true }),  // beqctr
+            (0x4e80_0421, Flow::Indirect { call: true, conditional: false }), // bctrl
+            (0x4d82_0420, Flow::Indirect { call: false, conditional: true }), // beqctr
             (0x4e80_0460, Flow::Indirect { call: false, conditional: false }), // bctar
         ];
         for (word, expected) in cases {
@@ -244,6 +242,7 @@ mod tests {
     #[test]
     fn frames_are_measured() {
         assert_eq!(stack_change(0xf821_ff91), StackChange::Push(112)); // stdu r1,-112(r1)
+        assert_eq!(stack_change(0xf801_ff81), StackChange::Push(128)); // stdu r0,-128(r1)
         assert_eq!(stack_change(0xf821_8001), StackChange::Push(32768));
         assert_eq!(stack_change(0x3821_0070), StackChange::Pop(112)); // addi r1,r1,112
         assert_eq!(stack_change(0xf801_0010), StackChange::None); // std r0,16(r1)

@@ -32,8 +32,8 @@ pub(super) struct Subject<'a> {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) function: Function,
-    /// The stack that it needs itself.
-    pub(super) frame: u64,
+    /// The stack that it needs itself, if that can be told.
+    pub(super) frame: Option<u64>,
     /// Its loops, each with its place in the reviewed list.
     pub(super) loops: Vec<(Loop, Option<usize>)>,
     objections: Vec<Objection>,
@@ -92,7 +92,14 @@ impl Reachable {
             let what = format!("{depth} bytes of stack, {} are allowed", review.stack_bytes);
             findings.push(Finding { kind: Kind::Stack, what, path: chain, entry: Vec::new() });
         }
-        findings
+        // Of an unrolled or inlined loop there are several of one line.
+        let mut different: Vec<Finding> = Vec::new();
+        for finding in findings {
+            if !different.contains(&finding) {
+                different.push(finding);
+            }
+        }
+        different
     }
 
     /// The reviewed loops that were met.
@@ -100,12 +107,13 @@ impl Reachable {
         self.calls.node_weights().flat_map(|member| &member.loops).filter_map(|(_, place)| *place).collect()
     }
 
-    /// The most stack that any path needs, and that path; `None` if functions call themselves.
+    /// The most stack that any path needs, and that path; `None` if functions call themselves, or change the
+    /// stack by nobody knows how much.
     pub(super) fn deepest(&self) -> Option<(u64, Vec<String>)> {
         let order = toposort(&self.calls, None).ok()?;
         let mut below: HashMap<NodeIndex, (u64, Option<NodeIndex>)> = HashMap::new();
         for node in order.into_iter().rev() {
-            let own = self.calls.node_weight(node).map_or(0, |member| member.frame);
+            let own = self.calls.node_weight(node)?.frame?;
             let through = self.calls.edges(node).map(|call| {
                 let callee = below.get(&call.target()).map_or(0, |(depth, _)| *depth);
                 (call.weight().saturating_add(callee), Some(call.target()))
@@ -170,10 +178,10 @@ fn examine(
     caller: Option<NodeIndex>,
 ) -> (Member, Vec<(Function, u64)>) {
     let Some(body) = Body::follow(subject.image, subject.disassembler, function) else {
-        let what = "the symbol has no code".to_owned();
+        let what = "its first bytes are no known instruction".to_owned();
         let objections = vec![Objection { kind: Kind::Undecodable, address: function.address, what }];
         let (function, loops) = (function.clone(), Vec::new());
-        return (Member { function, frame: 0, loops, objections, caller }, Vec::new());
+        return (Member { function, frame: None, loops, objections, caller }, Vec::new());
     };
     let stack = Stack::measure(&body);
     let mut objections = inlined(subject.lines, &body);
@@ -185,7 +193,7 @@ fn examine(
     });
     let member = Member {
         function: function.clone(),
-        frame: stack.frame,
+        frame: stack.objections.is_empty().then_some(stack.frame),
         loops: loops.collect(),
         objections: told(subject.lines, objections),
         caller,

@@ -68,8 +68,9 @@ impl Tree<'_> {
         let first = self.shown.insert(node);
         let indent = "  ".repeat(level);
         let again = if first { "" } else { " (see above)" };
-        let name = &member.function.name;
-        let _ = writeln!(self.text, "{:8}{:8}  {indent}{name}{again}", size(member), member.frame);
+        let (name, code) = (&member.function.name, size(member));
+        let frame = member.frame.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
+        let _ = writeln!(self.text, "{code:8}{frame:>8}  {indent}{name}{again}");
         if !first {
             return;
         }
@@ -105,7 +106,7 @@ fn totals(reachable: &Reachable, review: &Review) -> String {
     let functions = reachable.calls.node_count();
     let loops: usize = reachable.calls.node_weights().map(|member| member.loops.len()).sum();
     let stack = match reachable.deepest() {
-        None => "unknown: functions call themselves".to_owned(),
+        None => "unknown, for the reason that is found below".to_owned(),
         Some((depth, chain)) => {
             format!("{depth} of {} bytes at the most: {}", review.stack_bytes, chain.join(" → "))
         }

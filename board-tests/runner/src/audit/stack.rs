@@ -17,6 +17,7 @@ pub(super) struct Stack {
     pub(super) frame: u64,
     /// Before each instruction.
     depths: HashMap<NodeIndex, u64>,
+    /// Why it cannot be told.
     pub(super) objections: Vec<Objection>,
 }
 
