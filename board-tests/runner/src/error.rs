@@ -70,8 +70,8 @@ impl Error {
                 "`cargo boards test --list` shows all names; a filter is a part of one".to_owned()
             }
             Self::NoEntryPoint { .. } => {
-                "an entry point is an `#[unsafe(no_mangle)] extern \"C\" fn` that the image uses; correct its name \
-                 or its package in audit.toml"
+                "an entry point is an `#[unsafe(no_mangle)] extern \"C\" fn` that the image uses: correct its name \
+                 or its package in audit.toml; if it is inlined, enter its caller or add `#[inline(never)]`"
                     .to_owned()
             }
             Self::Table(_) => "build the image with `cargo boards test`, not by hand".to_owned(),

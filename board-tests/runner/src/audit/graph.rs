@@ -92,14 +92,10 @@ impl Reachable {
             let what = format!("{depth} bytes of stack, {} are allowed", review.stack_bytes);
             findings.push(Finding { kind: Kind::Stack, what, path: chain, entry: Vec::new() });
         }
-        // Of an unrolled or inlined loop there are several of one line.
-        let mut different: Vec<Finding> = Vec::new();
-        for finding in findings {
-            if !different.contains(&finding) {
-                different.push(finding);
-            }
-        }
-        different
+        // An inlined loop is in several functions.
+        let mut known = BTreeSet::new();
+        findings.retain(|finding| known.insert((finding.kind, finding.what.clone())));
+        findings
     }
 
     /// The reviewed loops that were met.
@@ -163,12 +159,8 @@ impl Reachable {
 }
 
 fn unreviewed(found: &Loop, path: Vec<String>) -> Finding {
-    let (what, entry) = if found.one_entry {
-        (format!("a loop at {}", found.line), suggestion(found))
-    } else {
-        (format!("a loop with several entries at {}, which cannot be reviewed", found.line), Vec::new())
-    };
-    Finding { kind: Kind::Loop, what, path, entry }
+    let what = format!("a loop of `{}` at {}", found.symbol, found.line);
+    Finding { kind: Kind::Loop, what, path, entry: suggestion(found) }
 }
 
 /// A function, and whom it calls with how much stack.
@@ -188,7 +180,7 @@ fn examine(
     let callees = callees(subject.image, &body, &stack, &mut objections);
     objections.extend(body.objections.iter().chain(&stack.objections).cloned());
     let loops = loops::find(&body, subject.lines).into_iter().map(|found| {
-        let place = subject.review.position(&found).filter(|_| found.one_entry);
+        let place = subject.review.position(&found);
         (found, place)
     });
     let member = Member {

@@ -159,7 +159,7 @@ fn stale(review: &Review, audited: &[Audited]) -> Vec<Finding> {
     let unmet = review.loops.iter().enumerate().filter(|(place, _)| !met.contains(place));
     let finding = |(_, reviewed): (usize, &review::ReviewedLoop)| Finding {
         kind: Kind::Stale,
-        what: format!("no loop of `{}` is at {}", reviewed.symbol, reviewed.line),
+        what: format!("no reachable loop of `{}` is at {}", reviewed.symbol, reviewed.line),
         path: vec![review.path.display().to_string()],
         entry: Vec::new(),
     };

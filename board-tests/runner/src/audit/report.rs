@@ -77,7 +77,8 @@ impl Tree<'_> {
         for (found, place) in &member.loops {
             let bound = place.and_then(|place| self.review.loops.get(place));
             let bound = bound.map_or("NOT REVIEWED", |reviewed| reviewed.bound.as_str());
-            let _ = writeln!(self.text, "{:18}{indent}- loop at {}: {bound}", "", found.line);
+            let _ =
+                writeln!(self.text, "{:18}{indent}- loop of {} at {}: {bound}", "", found.symbol, found.line);
         }
         for callee in callees(self.reachable, node) {
             self.show(callee, level + 1);
@@ -159,7 +160,7 @@ fn function(reachable: &Reachable, review: &Review, node: NodeIndex, member: &Me
     let name = |node: NodeIndex| Some(reachable.calls.node_weight(node)?.function.name.clone());
     let loops = member.loops.iter().map(|(found, place)| {
         let bound = place.and_then(|place| review.loops.get(place)).map(|reviewed| &reviewed.bound);
-        json!({ "line": found.line, "bound": bound })
+        json!({ "symbol": found.symbol, "line": found.line, "bound": bound })
     });
     json!({
         "name": member.function.name,

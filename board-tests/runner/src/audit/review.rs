@@ -38,7 +38,7 @@ pub(super) struct Entry {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReviewedLoop {
-    /// The function it is in, as the audit names it.
+    /// The function it was written in, as the audit names it.
     pub(super) symbol: String,
     /// `FILE:LINE`, as the audit names it.
     pub(super) line: String,
@@ -118,7 +118,7 @@ pub(super) mod tests {
         let list = review(&[("f", "a.rs:1"), ("g", "a.rs:2")]);
         let found = |symbol: &str, line: &str| {
             let (symbol, line) = (symbol.to_owned(), line.to_owned());
-            list.position(&Loop { symbol, address: 0, line, one_entry: true })
+            list.position(&Loop { symbol, line })
         };
         assert_eq!((found("g", "a.rs:2"), found("f", "a.rs:2"), found("f", "a.rs:9")), (Some(1), None, None));
     }
@@ -126,7 +126,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_suggested_can_be_read_back() {
         let symbol = "<a::B<'_> as c::D>::\"e\"".to_owned();
-        let found = Loop { symbol, address: 0, line: "a.rs:1".to_owned(), one_entry: true };
+        let found = Loop { symbol, line: "a.rs:1".to_owned() };
         let text = format!("stack_bytes = 1\n{ENTRY}{}", suggestion(&found).join("\n"));
         assert_eq!(Review::parse(&text).unwrap().position(&found), Some(0));
     }
