@@ -62,13 +62,14 @@ From each entry point must not be reachable:
   a panic, or a trap that can be taken; formatting, logging, allocation; a firmware call;
   a vector or floating-point instruction; an indirect call or jump table; recursion;
   a loop that is not on the list; more stack than allowed; bytes that are no known instruction.
-Also an entry of the list that matches no loop is an error. For a loop that is not on the list the entry is
-printed, up to what bounds the loop: that is for a reviewer to find and to write.
+Also an entry of the list that matches no loop is an error.
+For a loop that is not on the list the entry is printed, but for what bounds the loop:
+that is for a reviewer to find and to write.
 
 Examples:
   cargo boards audit                 planted defects first, then the call tree of each entry point
   cargo boards audit --skip-planted  the images only
-  cargo boards audit --json          the same for a program: an object a line, the last one with totals
+  cargo boards audit --json          for a program: an object a line, the last one with totals
 
 Exit status: 0 all proved, 1 something was found, 2 the machine lacks something, 130 interrupted.";
 
