@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, demo, install, sabotage, test};
+use crate::{audit, bench, demo, install, sabotage, test};
 
 /// Builds the test images, boots them in QEMU, judges what they did, and reports.
 #[derive(Parser, Debug)]
@@ -20,6 +20,7 @@ Examples:
   cargo boards test --filter snoop/context_switch one scenario on one machine
   cargo boards test --list                        all names
   cargo boards test --qemu /opt/qemu/bin          with another QEMU
+  cargo boards audit                              is real-mode code safe, and what does it call
   cargo boards install                            what is missing, and how to get it
 
 Exit status: 0 all as expected, 1 a test failed, 2 the machine lacks something, 130 interrupted.";
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Install(install::Options),
     /// Measure what operations cost, and compare with board-tests/bench-limits.toml
     Bench(bench::Options),
+    /// Prove on the linked image that what runs in real mode is safe there, and print its call tree
+    Audit(audit::Options),
     /// Check at link time that no panic is reachable from the libraries
     PanicCheck,
     /// Apply deliberate breakages to a copy of the tree; each must turn its tests red

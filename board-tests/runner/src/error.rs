@@ -33,6 +33,8 @@ pub(crate) enum Error {
     InstallFailed { command: String, status: String },
     #[error("no test matches `{filter}`")]
     NothingMatches { filter: String },
+    #[error("{} has no function `{symbol}`, which the audit was to enter", image.display())]
+    NoEntryPoint { symbol: String, image: PathBuf },
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("{}: {why}", path.display())]
@@ -66,6 +68,11 @@ impl Error {
             }
             Self::NothingMatches { .. } => {
                 "`cargo boards test --list` shows all names; a filter is a part of one".to_owned()
+            }
+            Self::NoEntryPoint { .. } => {
+                "an entry point is an `#[unsafe(no_mangle)] extern \"C\" fn` that the image uses: correct its name \
+                 or its package in audit.toml; if it is inlined, enter its caller or add `#[inline(never)]`"
+                    .to_owned()
             }
             Self::Table(_) => "build the image with `cargo boards test`, not by hand".to_owned(),
             Self::Project(_) => "run it inside the repository, as `cargo boards …`".to_owned(),

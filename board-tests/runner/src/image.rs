@@ -28,16 +28,32 @@ pub(crate) fn prepare(project: &Project, board: Board, folder: Option<&Path>) ->
         Some(folder) => Error::NotInFolder { program: board.qemu.clone(), folder: folder.to_owned() },
         None => Error::NoQemu { program: board.qemu.clone() },
     })?;
-    let image = build(project, &board)?;
+    let package = Package { name: &board.package, target: &board.target, features: &[] };
+    let image = build(project, &package)?;
     let messages = MessageTable::load(&image)?;
     Ok(ReadyBoard { board, qemu, image, messages })
 }
 
-fn build(project: &Project, board: &Board) -> Result<PathBuf, Error> {
-    let what = format!("building {} for {}", board.package, board.target);
+/// What cargo builds.
+pub(crate) struct Package<'a> {
+    /// The package, whose program has the same name.
+    pub(crate) name: &'a str,
+    /// For what machine.
+    pub(crate) target: &'a str,
+    /// Features to build it with.
+    pub(crate) features: &'a [&'a str],
+}
+
+/// Builds an image, and says where it is.
+pub(crate) fn build(project: &Project, package: &Package<'_>) -> Result<PathBuf, Error> {
+    let Package { name, target, features } = package;
+    let what = format!("building {name} for {target}");
     let screen = Screen::spinner(&what);
     let mut command = project.cargo();
-    command.args(["build", "--release", "--package", &board.package, "--target", &board.target]);
+    command.args(["build", "--release", "--package", name, "--target", target]);
+    features.iter().for_each(|feature| {
+        command.args(["--features", feature]);
+    });
     project::build(&what, command, |line| screen.now(&format!("{what}: {}", line.trim())))?;
-    Ok(project.target().join(&board.target).join("release").join(&board.package))
+    Ok(project.target().join(target).join("release").join(name))
 }

@@ -1,5 +1,6 @@
 //! `cargo boards`: builds the test images, boots them, judges what they did, and reports.
 
+mod audit;
 mod bench;
 mod board;
 mod case;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<bool, Error> {
     let project = Project::find()?;
     match command {
+        Command::Audit(options) => audit::run(&project, options),
         Command::Bench(options) => bench::run(&project, options),
         Command::Demo(options) => demo::run(&project, options),
         Command::Install(options) => install::run(&board::load_all(&project.boards())?, options),

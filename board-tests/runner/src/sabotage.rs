@@ -58,7 +58,7 @@ struct Breakage {
     what: String,
     /// Package whose tests notice.
     package: String,
-    /// `lib`, or the name of an integration test.
+    /// `lib`, `bins`, or the name of an integration test.
     target: String,
     /// Names of the tests that must fail.
     turns_red: Vec<String>,
@@ -190,6 +190,7 @@ fn cargo_test(tree: &Tree, breakage: &Breakage, more: &[&str]) -> Command {
     command.args(["test", "--package", &breakage.package]);
     match breakage.target.as_str() {
         "lib" => command.arg("--lib"),
+        "bins" => command.arg("--bins"),
         name => command.args(["--test", name]),
     };
     command.args(more);
