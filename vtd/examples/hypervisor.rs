@@ -78,7 +78,7 @@ fn run(machine: &Machine) -> Result<(), Error> {
 
     // 6. Its context: 39 bits of address, cache-coherent where the unit has proved that it can.
     let coherency = snoop_control.map_or(Coherency::Device, Coherency::Enforced);
-    let spec = ContextSpec { address_bits: 39, coherency, page_limit: Some(16) };
+    let spec = ContextSpec { coherency, page_limit: Some(16), ..ContextSpec::new(39) };
     let context = iommu.create_context(GUEST, &spec)?;
     // The device may still hold addresses of its former owner; the claim has blocked it.
     let quiesced =

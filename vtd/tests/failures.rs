@@ -96,11 +96,11 @@ fn f30_an_invalidation_that_is_never_confirmed_quarantines() {
         assert_eq!(iommu.enforce_cache_coherency(spare), Err(Error::Quarantined));
         assert_eq!(iommu.claim(VM, free_group).map(drop), Err(Error::Quarantined));
         assert_eq!(guest.claim.quiesce_and_attach(spare), Err(Error::Quarantined));
-        assert_eq!(iommu.destroy_context(spare), Err(Error::Quarantined));
+        iommu.destroy_context(spare).expect("the unit never heard of it");
         let context = guest.context;
         assert_eq!(guest.claim.release(), Err(Error::Quarantined));
         assert_eq!(iommu.destroy_context(context), Err(Error::Quarantined));
-        assert_eq!(iommu.driver().pool().free_pages(), free, "nothing comes back");
+        assert_eq!(iommu.driver().pool().free_pages(), free + 1, "only its root comes back");
     }
 }
 

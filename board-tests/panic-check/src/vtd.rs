@@ -17,14 +17,14 @@ pub(crate) fn exercise() {
     config.host_address_bits = unknown();
     config.timeout = Duration::from_nanos(unknown());
     let Ok(driver) = VtdIommu::bring_up(Registers, pool, AnyClock, NoCaches, config) else { return };
-    black_box(driver.capability());
+    black_box(driver.address_bits());
     black_box(driver.pool().free_pages());
     let coherency = match driver.snoop_control() {
         Some(witness) if unknown::<u8>() == 1 => Coherency::Enforced(witness),
         _ => Coherency::Device,
     };
     let page_limit = (unknown::<u8>() == 1).then(unknown);
-    policy::exercise(driver, &ContextSpec { address_bits: unknown(), coherency, page_limit });
+    policy::exercise(driver, &ContextSpec { coherency, page_limit, ..ContextSpec::new(unknown()) });
 }
 
 /// A machine whose every bridge leads anywhere.

@@ -64,7 +64,7 @@ pub(crate) fn range(iova: u64, bytes: u64) -> IovaRange {
 
 /// Any width, nothing enforced, no limit.
 pub(crate) const fn spec(address_bits: u8) -> ContextSpec {
-    ContextSpec { address_bits, coherency: Coherency::Device, page_limit: None }
+    ContextSpec { coherency: Coherency::Device, ..ContextSpec::new(address_bits) }
 }
 
 impl Machine {
