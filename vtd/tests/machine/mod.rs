@@ -1,6 +1,8 @@
 //! A machine with one modelled unit, and a guest that owns a device on it.
 #![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
+pub(crate) mod several;
+
 use std::time::Duration;
 
 pub(crate) use portcullis_fake::memory::extent;
