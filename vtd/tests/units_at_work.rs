@@ -3,7 +3,11 @@
 
 mod machine;
 
-use std::{sync::atomic::AtomicBool, sync::atomic::Ordering, thread};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use machine::{
     DATA, LARGE, PAGE, QuiesceAndAttach, VM,
@@ -12,6 +16,15 @@ use machine::{
 use portcullis_fake::vtd::{Knobs, VtdConfig};
 use portcullis_iommu::Error;
 use portcullis_vtd::ContextSpec;
+
+/// Ends the other thread.
+struct End<'d>(&'d AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 fn is_timeout<T: std::fmt::Debug>(result: Result<T, Error>) {
     assert!(matches!(result, Err(Error::Timeout(_))), "{result:?}");
@@ -93,11 +106,15 @@ fn f44_new_mappings_are_told_to_each_unit_that_wants_to_know() {
 #[test]
 fn f44_who_attaches_while_another_unmaps_finds_nothing_that_was_unmapped() {
     const ROUNDS: usize = if cfg!(miri) { 5 } else { 300 };
-    let machine = Several::usual();
+    let mut machine = Several::usual();
+    // The model's time is counted in looks at it: a CPU that waits for a lock must not run out of it.
+    machine.timeout = Duration::from_secs(1000);
     let iommu = machine.iommu();
     let shared = context(&iommu);
     let (mut bridged, done) = (own(&iommu, VM, BRIDGED), AtomicBool::new(false));
     thread::scope(|scope| {
+        // Also when a round fails.
+        let _end = End(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 bridged.quiesce_and_attach(shared).unwrap();
@@ -110,7 +127,6 @@ fn f44_who_attaches_while_another_unmaps_finds_nothing_that_was_unmapped() {
             unmap(&iommu, shared, 0).unwrap();
             assert!(machine.write(BRIDGED, 0, 2).is_err());
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_ne!(machine.byte(DATA), 2);
 }

@@ -37,6 +37,7 @@ pub(crate) struct Several {
     pub(crate) cache: FakeCache,
     pub(crate) commands: Commands,
     pub(crate) table_pages: usize,
+    pub(crate) timeout: Duration,
 }
 
 /// Buses 3 to 5 behind 00:1c.0, of these 4 behind 03:00.0.
@@ -79,7 +80,7 @@ impl Several {
         });
         units.iter().enumerate().for_each(|(name, unit)| unit.note_commands(name, &commands));
         let cache = FakeCache::new(&memory.part(0, TABLE_PAGES));
-        Self { memory, units, cache, commands, table_pages: TABLE_PAGES }
+        Self { memory, units, cache, commands, table_pages: TABLE_PAGES, timeout: Duration::from_millis(1) }
     }
 
     /// All units alike.
@@ -102,7 +103,7 @@ impl Several {
         let pool = PagePool::new(self.memory.part(0, self.table_pages)).unwrap();
         let units = self.units.iter().zip(scopes);
         let units = units.map(|(unit, scope)| UnitAt { registers: unit.registers(), scope });
-        let config = MachineConfig { timeout: Duration::from_millis(1), ..MachineConfig::default() };
+        let config = MachineConfig { timeout: self.timeout, ..MachineConfig::default() };
         VtdIommu::bring_up_all(units, pool, FakeClock::default(), self.cache.clone(), config)
     }
 
