@@ -6,6 +6,7 @@
 mod scope;
 
 use portcullis_hal::{DeviceId, PhysAddr, PhysRange, Segment};
+use portcullis_iommu::ownership::{Harm, Reserved};
 
 use crate::spec::dmar as layout;
 pub use scope::{Bridges, BusRange, DeviceScope, ScopeKind};
@@ -153,6 +154,13 @@ impl<'t> Dmar<'t> {
             .filter_map(|unit| Some((unit.distance(device, bridges)?, unit)))
             .min_by_key(|&(distance, _)| distance)
             .map(|(_, unit)| unit)
+    }
+
+    /// The regions that a device needs, as the policy wants to be told of them
+    /// ([`Iommu::declare_reserved`](portcullis_iommu::Iommu::declare_reserved)).
+    pub fn reserved_for(&self, device: DeviceId, bridges: &impl Bridges) -> impl Iterator<Item = Reserved> {
+        let needed = self.reserved_regions().filter(move |region| region.covers(device, bridges));
+        needed.map(move |region| Reserved { device, range: region.range, harm: Harm::Needed })
     }
 
     fn structures(&self) -> Structures<'t> {

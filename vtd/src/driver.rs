@@ -7,7 +7,7 @@ use portcullis_hal::{
 };
 use portcullis_iommu::{
     Aperture, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Removals, Run, Target,
-    driver::TablesChanged,
+    driver::{MAX_MEMBERS, TablesChanged},
 };
 
 use crate::{
@@ -84,7 +84,11 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
 
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
         let _one_at_a_time = self.switching.lock();
-        Outcome::from(self.block_members(&self.known_members(members)))
+        let mut blocked = Ok(());
+        for few in members.chunks(MAX_MEMBERS) {
+            blocked = blocked.and(self.block_members(&self.known_members(few)));
+        }
+        Outcome::from(blocked)
     }
 
     /// Beyond what the boundary asks: [`Error::Busy`] when another CPU works on the same 2 MiB for
@@ -160,7 +164,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
     }
 
     fn take_fault(&self) -> Option<Fault> {
-        let count = self.units.len();
+        let count = self.units.len().max(1);
         // Where one device faults without end, the others' units have their turn.
         let first = self.fault_turn.fetch_add(1, Ordering::Relaxed);
         let turns = (0..count).map(|step| first.wrapping_add(step) % count);

@@ -144,7 +144,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
     }
 
     fn take_over(
-        probed: Probed<R, C, UNITS>,
+        mut probed: Probed<R, C, UNITS>,
         pool: PagePool<M>,
         cache: K,
         host_address_bits: u8,
@@ -153,7 +153,8 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
         let numbers = probed.iter().map(|(unit, _)| unit.capability.domains()).min();
         let domains = DomainIds::new(numbers.ok_or(Error::Unsupported { value: 0 })?);
         let mut units = Vec::new();
-        for (unit, scope) in probed {
+        probed.reverse();
+        while let Some((unit, scope)) = probed.pop() {
             let tables = access(&pool, &cache, !unit.extended.coherent());
             let unit = RemappingUnit::new(unit, scope, &tables)?;
             units.push(unit).map_err(|_| Error::Full { capacity: UNITS })?;

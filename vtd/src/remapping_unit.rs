@@ -191,7 +191,7 @@ impl<R: RegisterIo, C: Clock> RemappingUnit<R, C> {
         // Two batches: within one, hardware may serve the IOTLB first.
         self.submit(tables, &contexts)?;
         self.submit(tables, &translations)?;
-        left.into_iter().for_each(|domain| self.users.remove(domain));
+        left.iter().for_each(|&domain| self.users.remove(domain));
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use portcullis_hal::{
     CacheMaintenance, Clock, DeviceId, RegisterIo, TableMemory,
     sync::{Ordering, fence},
 };
-use portcullis_iommu::{Error, driver::MAX_MEMBERS};
+use portcullis_iommu::Error;
 
 use crate::{
     context::{BusPage, Member, Members, VtdContext, VtdPrepared},
@@ -30,10 +30,15 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
         Ok(Members(members))
     }
 
-    /// Those of at most eight devices that are behind a unit.
+    /// Those of a group's devices that are behind a unit.
     pub(crate) fn known_members(&self, devices: &[DeviceId]) -> Members {
-        let placed = devices.iter().filter_map(|&device| Some(Member { device, unit: self.place(device)? }));
-        Members(placed.take(MAX_MEMBERS).collect())
+        let mut members = Vec::new();
+        for &device in devices {
+            if let Some(unit) = self.place(device) {
+                let _ = members.push(Member { device, unit });
+            }
+        }
+        Members(members)
     }
 
     /// Puts the context on the units of the members, if it may be there.

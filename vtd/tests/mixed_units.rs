@@ -11,7 +11,7 @@ use machine::{
 };
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{Access, Iova, RegisterIo};
-use portcullis_iommu::{ContextHandle, Driver as _, Error, PageSizes};
+use portcullis_iommu::{ContextHandle, Error, PageSizes};
 use portcullis_vtd::{Coherency, ContextSpec, UnitSet};
 
 const RIGHTS: Access = Access::READ.union(Access::WRITE);
