@@ -105,6 +105,22 @@ fn f30_an_invalidation_that_is_never_confirmed_quarantines() {
 }
 
 #[test]
+fn f30_a_context_whose_last_flush_is_not_confirmed_keeps_its_pages() {
+    let machine = Machine::usual();
+    let iommu = machine.iommu();
+    let Guest { context, mut claim, .. } = {
+        let guest = Guest::new(&iommu);
+        guest.map(0, DATA, PAGE).unwrap();
+        guest
+    };
+    claim.detach().unwrap();
+    let free = iommu.driver().pool().free_pages();
+    machine.unit.misbehave(|knobs| knobs.hang_queue = true);
+    is_timeout_of(iommu.destroy_context(context), 0x80);
+    assert_eq!(iommu.driver().pool().free_pages(), free);
+}
+
+#[test]
 fn f30_blocking_on_a_dead_unit_still_clears_the_entries() {
     let machine = Machine::usual();
     let iommu = machine.iommu();
