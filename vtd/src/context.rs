@@ -16,8 +16,10 @@ pub struct ContextSpec {
     pub coherency: Coherency,
     /// Most table pages that the context may take, the root included; `None` for as many as there are.
     pub page_limit: Option<u32>,
-    /// The units behind which its devices may be: tables are what all of these can do. Units that are
-    /// quarantined, and with [`Coherency::Enforced`] those without snoop control, are left out.
+    /// The units behind which its devices may be: tables are what all of these can do. A device behind
+    /// another unit is refused as [`NotBehindUnit`](portcullis_iommu::Error::NotBehindUnit), behind one
+    /// without snoop control where it is enforced as
+    /// [`NoSnoopControl`](portcullis_iommu::Error::NoSnoopControl). Units that are quarantined, and with [`Coherency::Enforced`] those without snoop control, are left out.
     pub units: UnitSet,
 }
 

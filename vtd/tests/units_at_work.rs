@@ -10,8 +10,11 @@ use std::{
 };
 
 use machine::{
-    DATA, LARGE, PAGE, QuiesceAndAttach, VM,
-    several::{BRIDGED, GRAPHICS, REST, Several, UNITS, attach, context, map, own, unmap},
+    DATA, LARGE, PAGE, QuiesceAndAttach, VM, device,
+    several::{
+        BRIDGED, DEVICES, GRAPHICS, GroupClaim, Policy, REST, Several, UNITS, attach, context, map, own,
+        unmap,
+    },
 };
 use portcullis_fake::vtd::{Knobs, VtdConfig};
 use portcullis_iommu::Error;
@@ -76,7 +79,7 @@ fn f44_dma_under_way_behind_each_unit_has_landed_when_an_unmap_returns() {
     let _claims = [attach(&iommu, shared, GRAPHICS), attach(&iommu, shared, BRIDGED)];
     map(&iommu, shared, 0, DATA).unwrap();
     for unit in [GRAPHICS, BRIDGED] {
-        let device = machine::several::DEVICES[unit];
+        let device = DEVICES[unit];
         machine.units[unit].dma_write_posted(device, 0, &[7]).unwrap();
     }
     unmap(&iommu, shared, 0).unwrap();
@@ -218,4 +221,50 @@ fn f45_when_no_unit_is_left_nothing_new_is_made() {
     is_timeout(unmap(&iommu, shared, 0));
     assert_eq!(map(&iommu, spare, 0, DATA), Err(Error::Quarantined));
     assert_eq!(iommu.create_context(VM, &ContextSpec::new(39)), Err(Error::Quarantined));
+}
+
+/// A claim on a group with a device behind each of two units.
+fn own_both(iommu: &Policy) -> GroupClaim<'_> {
+    let group = iommu.add_group(&[GRAPHICS, BRIDGED].map(|unit| device(DEVICES[unit]))).unwrap();
+    iommu.grant(VM, group).unwrap();
+    iommu.claim(VM, group).unwrap()
+}
+
+#[test]
+fn f38_a_group_across_units_is_switched_whole() {
+    let machine = Several::usual();
+    let iommu = machine.iommu();
+    let (first, second) = (context(&iommu), context(&iommu));
+    let mut claim = own_both(&iommu);
+    claim.quiesce_and_attach(first).unwrap();
+    map(&iommu, first, 0, DATA).unwrap();
+    map(&iommu, second, 0, DATA + PAGE).unwrap();
+    for unit in [GRAPHICS, BRIDGED] {
+        machine.write(unit, 0, 1).unwrap();
+    }
+    claim.switch(second).unwrap();
+    for unit in [GRAPHICS, BRIDGED] {
+        machine.write(unit, 0, 2).unwrap();
+    }
+    assert_eq!((machine.byte(DATA), machine.byte(DATA + PAGE)), (1, 2));
+    claim.detach().unwrap();
+    assert!([GRAPHICS, BRIDGED].iter().all(|&unit| machine.write(unit, 0, 3).is_err()));
+    iommu.destroy_context(first).unwrap();
+    iommu.destroy_context(second).unwrap();
+}
+
+#[test]
+fn f45_a_group_across_units_is_blocked_whole_when_one_unit_fails() {
+    // The unit wants to hear of a new context entry, and does not confirm that it has.
+    let machine = Several::with(BRIDGED, VtdConfig { caching_mode: true, ..VtdConfig::default() });
+    let iommu = machine.iommu();
+    let shared = context(&iommu);
+    map(&iommu, shared, 0, DATA).unwrap();
+    let mut claim = own_both(&iommu);
+    machine.misbehave(BRIDGED, |knobs| knobs.hang_queue = true);
+    is_timeout(claim.quiesce_and_attach(shared));
+    for unit in [GRAPHICS, BRIDGED] {
+        assert!(machine.write(unit, 0, 1).is_err());
+    }
+    assert_eq!(machine.byte(DATA), 0);
 }
