@@ -6,9 +6,11 @@
 mod scope;
 
 use portcullis_hal::{DeviceId, PhysAddr, PhysRange, Segment};
+use portcullis_iommu::ownership::{Harm, Reserved};
 
 use crate::spec::dmar as layout;
 pub use scope::{Bridges, BusRange, DeviceScope, ScopeKind};
+pub(crate) use scope::{Distance, Named};
 use scope::{check_scope, scopes};
 
 /// What is wrong with a table, and where.
@@ -145,13 +147,20 @@ impl<'t> Dmar<'t> {
         self.structures().filter_map(|structure| Rmrr::new(structure.bytes))
     }
 
-    /// The unit that a device is behind: one that names it, else the segment's include-all unit.
+    /// The unit that a device is behind: one that names it, else one that names the nearest bridge above
+    /// it, else the segment's include-all unit.
     pub fn unit_of(&self, device: DeviceId, bridges: &impl Bridges) -> Option<Drhd<'t>> {
-        let same_segment = |unit: &Drhd<'t>| unit.segment == device.segment;
         self.units()
-            .filter(same_segment)
-            .find(|unit| unit.names(device, bridges))
-            .or_else(|| self.units().filter(same_segment).find(Drhd::includes_all))
+            .filter_map(|unit| Some((unit.distance(device, bridges)?, unit)))
+            .min_by_key(|&(distance, _)| distance)
+            .map(|(_, unit)| unit)
+    }
+
+    /// The regions that a device needs, as the policy wants to be told of them
+    /// ([`Iommu::declare_reserved`](portcullis_iommu::Iommu::declare_reserved)).
+    pub fn reserved_for(&self, device: DeviceId, bridges: &impl Bridges) -> impl Iterator<Item = Reserved> {
+        let needed = self.reserved_regions().filter(move |region| region.covers(device, bridges));
+        needed.map(move |region| Reserved { device, range: region.range, harm: Harm::Needed })
     }
 
     fn structures(&self) -> Structures<'t> {
@@ -267,6 +276,15 @@ impl<'t> Drhd<'t> {
     pub fn names(&self, device: DeviceId, bridges: &impl Bridges) -> bool {
         device.segment == self.segment
             && self.scopes().any(|scope| scope.covers(self.segment, device.requester, bridges))
+    }
+
+    fn distance(&self, device: DeviceId, bridges: &impl Bridges) -> Option<Distance> {
+        if device.segment != self.segment {
+            return None;
+        }
+        let named =
+            self.scopes().filter_map(|scope| scope.find(self.segment, bridges)?.distance(device.requester));
+        named.min().or_else(|| self.includes_all().then_some(Distance::All))
     }
 
     /// Whether the device is behind the unit as far as this unit's own entry says: it names the device,

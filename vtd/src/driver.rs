@@ -1,50 +1,49 @@
-//! What the policy asks of one unit.
+//! What the policy asks of the units.
 
 use heapless::Vec;
 use portcullis_hal::{
     Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RegisterIo, TableMemory,
+    sync::{Ordering, fence},
 };
 use portcullis_iommu::{
-    Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Removals, Target,
-    driver::MAX_MEMBERS, driver::TablesChanged,
+    Aperture, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Removals, Run, Target,
+    driver::{MAX_MEMBERS, TablesChanged},
 };
 
 use crate::{
-    fault,
-    remapping::{Batch, ContextSpec, VtdContext, VtdIommu, VtdPrepared},
+    context::{ContextSpec, VtdContext, VtdPrepared},
+    remapping::VtdIommu,
+    remapping_unit::RemappingUnit,
     second_stage::SecondStage,
-    spec::{
-        entries::ContextEntry,
-        invalidation::{Descriptor, InvalidationHint},
-    },
 };
 
-impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for VtdIommu<R, M, C, K> {
+impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: usize> Driver
+    for VtdIommu<R, M, C, K, UNITS>
+{
     type Spec = ContextSpec;
     type Context = VtdContext;
     type Prepared = VtdPrepared;
 
     fn create(&self, _: &Permit, spec: &ContextSpec) -> Result<VtdContext, Error> {
-        self.unit.check_alive()?;
-        let snoop = spec.coherency.witness();
-        // The witness may come from another unit.
-        if snoop.is_some() && self.snoop_control().is_none() {
-            return Err(Error::NoSnoopControl);
-        }
-        let format = self.format(spec.address_bits)?;
+        let units = self.units_for(spec)?;
+        let format = self.format(units, spec.address_bits)?;
+        let (needs, snoop) = (self.needs(units), self.snoop_of(units, spec.coherency));
         let domain = self.domains.take()?;
-        let tables = SecondStage::new(&self.tables(), format, snoop, spec.page_limit)
+        let tables = SecondStage::new(&self.tables(needs.write_back), format, snoop, spec.page_limit)
             .inspect_err(|_| self.domains.give_back(domain))?;
-        Ok(VtdContext { tables, domain })
+        Ok(VtdContext { tables, domain, units, needs })
     }
 
     fn destroy<T: Removals>(&self, _: &Permit, context: VtdContext, removals: &mut T) -> Outcome {
-        let flush = Descriptor::iotlb_domain(self.unit.capability, context.domain);
-        if let Err(error) = self.submit(&[flush]) {
+        let VtdContext { tables, domain, units, needs } = context;
+        let touched = self.of(units).filter(|(_, unit)| unit.may_remember(domain));
+        let flushed = self.on_each(touched, |_, unit, tables| unit.submit(tables, &[unit.whole(domain)]));
+        if let Err(error) = flushed {
             return Outcome::Quarantined { error };
         }
-        context.tables.end(&self.tables(), removals);
-        self.domains.give_back(context.domain);
+        tables.end(&self.tables(needs.write_back), removals);
+        self.units.iter().for_each(|unit| unit.users.reset(domain));
+        self.domains.give_back(domain);
         Outcome::Done
     }
 
@@ -62,54 +61,34 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         members: &[DeviceId],
         target: Target<'_, VtdContext>,
     ) -> Result<VtdPrepared, Error> {
-        self.unit.check_alive()?;
-        if let Some(&device) = members.iter().find(|device| device.segment != self.config.segment) {
-            return Err(Error::NotBehindUnit { device });
-        }
-        if members.len() > MAX_MEMBERS {
-            return Err(Error::BadMemberCount { count: members.len() });
-        }
-        let target = match target {
-            Target::Blocked => None,
-            Target::Context(VtdContext { tables, domain }) => {
-                Some(ContextEntry::new(tables.root(), tables.format().levels, *domain))
+        let members = self.members(members)?;
+        self.of(members.units()).try_for_each(|(_, unit)| unit.unit.check_alive())?;
+        let mut prepared = VtdPrepared { members, target: None, context_tables: Vec::new() };
+        if let Target::Context(context) = target {
+            self.check_alive(context)?;
+            self.admit(&prepared.members, context)?;
+            prepared.target = Some(context.entry());
+            if let Err(error) = self.reserve_buses(&mut prepared) {
+                self.abandon(prepared);
+                return Err(error);
             }
-        };
-        let members = members.iter().map(|device| device.requester).collect();
-        let mut prepared = VtdPrepared { members, target, context_tables: Vec::new() };
-        if prepared.target.is_some()
-            && let Err(error) = self.reserve_buses(&mut prepared)
-        {
-            self.abandon(prepared);
-            return Err(error);
         }
         Ok(prepared)
     }
 
     fn commit(&self, _: &Permit, mut prepared: VtdPrepared) -> Outcome {
         let _one_at_a_time = self.switching.lock();
-        let tables = self.tables();
-        while let Some((bus, page)) = prepared.context_tables.pop() {
-            if let Some(unused) = self.devices.add_bus(&tables, bus, page) {
-                self.pool.give_back(unused);
-            }
-        }
-        let blocked = self.block_members(prepared.members.iter().copied());
-        let switched = blocked.and_then(|()| match prepared.target {
-            None => Ok(()),
-            Some(entry) => self.join_members(&prepared.members, entry),
-        });
-        if switched.is_err() {
-            // Hardware does not answer any more; what it has not cached yet stays closed.
-            let _ = self.block_members(prepared.members.iter().copied());
-        }
-        Outcome::from(switched)
+        self.add_buses(&mut prepared);
+        Outcome::from(self.switch(&prepared.members, prepared.target))
     }
 
     fn block(&self, _: &Permit, members: &[DeviceId]) -> Outcome {
         let _one_at_a_time = self.switching.lock();
-        let ours = members.iter().filter(|device| device.segment == self.config.segment);
-        Outcome::from(self.block_members(ours.map(|device| device.requester)))
+        let mut blocked = Ok(());
+        for few in members.chunks(MAX_MEMBERS) {
+            blocked = blocked.and(self.block_members(&self.known_members(few)));
+        }
+        Outcome::from(blocked)
     }
 
     /// Beyond what the boundary asks: [`Error::Busy`] when another CPU works on the same 2 MiB for
@@ -123,10 +102,9 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         extent: DmaExtent,
         access: Access,
     ) -> Result<Outcome, Error> {
-        self.unit.check_alive()?;
-        context.tables.map(&self.tables(), iova, extent, access)?;
-        let capability = self.unit.capability;
-        if capability.caching_mode() || capability.needs_write_buffer_flush() {
+        self.check_alive(context)?;
+        context.tables.map(&self.tables(context.needs.write_back), iova, extent, access)?;
+        if context.needs.news {
             return Ok(self.announce(context, iova, extent.bytes()).into());
         }
         Ok(Outcome::Done)
@@ -141,11 +119,12 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         debts: &mut Debts,
         removals: &mut T,
     ) -> Result<u64, Error> {
-        self.unit.check_alive()?;
-        let bytes = context.tables.take_out(&self.tables(), range, removals)?;
+        self.check_alive(context)?;
+        let tables = self.tables(context.needs.write_back);
+        let bytes = context.tables.take_out(&tables, range, removals)?;
         if bytes > 0 {
             // Tables stay in the tree until the context ends.
-            debts.owe(portcullis_iommu::Run { range, tables_changed: TablesChanged::LeavesOnly });
+            debts.owe(Run { range, tables_changed: TablesChanged::LeavesOnly });
         }
         Ok(bytes)
     }
@@ -154,47 +133,41 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         if debts.is_empty() {
             return Outcome::Done;
         }
-        let whole = Descriptor::iotlb_domain(self.unit.capability, context.domain);
-        let mut batch = Batch::new();
-        for run in debts.runs().unwrap_or_default() {
-            let hint = match run.tables_changed {
-                TablesChanged::LeavesOnly => InvalidationHint::LeavesOnly,
-                TablesChanged::NonLeaves => InvalidationHint::TablesToo,
-            };
-            let _ = batch.push(self.invalidate_range(context.domain, run.range, hint));
-        }
-        if debts.runs().is_none() || batch.contains(&whole) {
-            batch.clear();
-            let _ = batch.push(whole);
-        }
-        let result = self.submit(&batch);
-        if result.is_ok() {
+        // A unit that the context comes to later walks tables without what was taken out: the look at who
+        // uses the domain comes after the stores.
+        fence(Ordering::SeqCst);
+        let domain = context.domain;
+        let forgot = self.on_each(self.using(domain), |_, unit, tables| unit.forget(tables, domain, debts));
+        if forgot.is_ok() {
             debts.settle(permit);
         }
-        Outcome::from(result)
+        Outcome::from(forgot)
     }
 
     fn iova_to_phys(&self, context: &VtdContext, iova: Iova) -> Option<(PhysAddr, Access)> {
-        context.tables.lookup(&self.tables(), iova)
+        context.tables.lookup(&self.tables(context.needs.write_back), iova)
     }
 
     fn enforce_cache_coherency(&self, _: &Permit, context: &VtdContext) -> Result<(), Error> {
-        self.unit.check_alive()?;
-        let witness = self.snoop_control().ok_or(Error::NoSnoopControl)?;
-        context.tables.enforce_snoop(&self.tables(), witness)
+        let _nobody_joins = self.switching.lock();
+        self.check_alive(context)?;
+        let witness = self.of(context.units).find_map(|(_, unit)| unit.snoop_control());
+        let witness = witness.ok_or(Error::NoSnoopControl)?;
+        if self.using(context.domain).any(|(_, unit)| unit.snoop_control().is_none()) {
+            return Err(Error::NoSnoopControl);
+        }
+        context.tables.enforce_snoop(&self.tables(context.needs.write_back), witness)
     }
 
     fn coherency(&self, context: &VtdContext) -> Coherency {
-        if context.tables.is_coherent() {
-            return Coherency::Coherent;
-        }
-        let because =
-            if self.snoop_control().is_some() { Because::NotEnforced } else { Because::NoSnoopControl };
-        Coherency::NonCoherent { because }
+        context.verdict()
     }
 
     fn take_fault(&self) -> Option<Fault> {
-        let mut next = self.fault_log.lock();
-        fault::take(&self.unit, self.config.segment, &mut next)
+        let count = self.units.len().max(1);
+        // Where one device faults without end, the others' units have their turn.
+        let first = self.fault_turn.fetch_add(1, Ordering::Relaxed);
+        let turns = (0..count).map(|step| first.wrapping_add(step) % count);
+        turns.filter_map(|place| self.units.get(place)).find_map(RemappingUnit::take_fault)
     }
 }

@@ -1,38 +1,49 @@
-//! The driver: one remapping unit behind the policy's boundary.
+//! The driver: the remapping units of a machine behind the policy's boundary.
 
 use core::time::Duration;
 
 use heapless::Vec;
 use portcullis_hal::{
-    CacheMaintenance, Clock, Iova, IovaRange, RegisterIo, RequesterId, Segment, TableMemory,
-    page_pool::{PagePool, PageRun},
-    sync::Mutex,
+    CacheMaintenance, Clock, DeviceId, RegisterIo, Segment, TableMemory,
+    page_pool::PagePool,
+    sync::{AtomicBool, AtomicUsize, Mutex, Ordering},
 };
-use portcullis_iommu::{Error, driver::MAX_MEMBERS};
+use portcullis_iommu::Error;
 
 use crate::{
-    device_tables::DeviceTables,
+    context::VtdContext,
     domain::DomainIds,
-    invalidation_queue::{InvalidationQueue, MAX_BATCH},
-    second_stage::{Format, SecondStage},
-    snoop::{Coherency, SnoopControl},
-    spec::{
-        entries::ContextEntry,
-        invalidation::{Descriptor, InvalidationHint},
-        registers::{Capability, Global},
-    },
-    table_access::{TableAccess, need_pages},
-    unit::{Switch, Unit},
+    placement::{MAX_UNITS, UnitScope, UnitSet},
+    remapping_unit::RemappingUnit,
+    snoop::SnoopControl,
+    table_access::TableAccess,
+    unit::Unit,
 };
 
-/// What the hypervisor knows of a unit beyond its registers.
+/// What the hypervisor knows of the machine beyond the units' registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// Bits of physical address ([`Dmar::host_address_bits`](crate::Dmar::host_address_bits)), 32..=52.
+    pub host_address_bits: u8,
+    /// How long a command or a batch of invalidations may take before the unit counts as dead.
+    pub timeout: Duration,
+}
+
+impl Default for MachineConfig {
+    /// 52 bits of physical address, one second.
+    fn default() -> Self {
+        Self { host_address_bits: 52, timeout: Duration::from_secs(1) }
+    }
+}
+
+/// The same for a machine with one unit, which has a whole segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitConfig {
     /// PCI segment of the devices behind it ([`Drhd::segment`](crate::dmar::Drhd::segment)).
     pub segment: Segment,
-    /// Bits of physical address ([`Dmar::host_address_bits`](crate::Dmar::host_address_bits)), 32..=52.
+    /// As [`MachineConfig::host_address_bits`].
     pub host_address_bits: u8,
-    /// How long a command or a batch of invalidations may take before the unit counts as dead.
+    /// As [`MachineConfig::timeout`].
     pub timeout: Duration,
 }
 
@@ -44,79 +55,47 @@ impl UnitConfig {
     }
 }
 
-/// What a new context shall be like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ContextSpec {
-    /// Bits of I/O virtual address; the shallowest table that the unit has and that covers them is used.
-    pub address_bits: u8,
-    /// Whose word counts on cache coherency.
-    pub coherency: Coherency,
-    /// Most table pages that the context may take, the root included; `None` for as many as there are.
-    pub page_limit: Option<u32>,
-}
-
-/// Tables of one context, and the domain ID that hardware tags its translations with.
+/// One unit to be taken over.
 #[derive(Debug)]
-pub struct VtdContext {
-    pub(crate) tables: SecondStage,
-    pub(crate) domain: u16,
+pub struct UnitAt<R> {
+    /// Its registers ([`Drhd::base`](crate::dmar::Drhd::base)).
+    pub registers: R,
+    /// The devices behind it.
+    pub scope: UnitScope,
 }
 
-impl VtdContext {
-    /// The tables: to look at, not to change.
-    pub const fn tables(&self) -> &SecondStage {
-        &self.tables
-    }
-}
-
-/// A switch for which everything that could be missing was reserved.
-///
-/// Dropping one keeps its pages out of the pool.
-#[derive(Debug)]
-#[must_use = "commit it"]
-pub struct VtdPrepared {
-    pub(crate) members: Vec<RequesterId, MAX_MEMBERS>,
-    pub(crate) target: Option<ContextEntry>,
-    pub(crate) context_tables: Vec<(u8, PageRun), MAX_MEMBERS>,
-}
-
-/// The driver of one remapping unit.
+/// The driver of a machine's remapping units, of which there are at most `UNITS` (and [`MAX_UNITS`]).
 ///
 /// Any CPU may call it at any time. Attach-side calls and [`flush`] take locks and wait for
 /// hardware under a deadline; `map` does so only where hardware demands it of every new mapping
-/// (CAP.CM, CAP.RWBF). After the first wait that ends without an answer every call returns
-/// [`Error::Quarantined`], and the memory that hardware may still use stays out of the pool.
+/// (CAP.CM, CAP.RWBF). A wait that ends without an answer quarantines its unit: from then on every call that
+/// needs this unit returns [`Error::Quarantined`], and the memory that it may still use stays out of the
+/// pool. Groups and contexts that are not behind it go on.
 ///
 /// [`flush`]: portcullis_iommu::Driver::flush
 #[derive(Debug)]
-pub struct VtdIommu<R, M, C, K> {
-    pub(crate) unit: Unit<R, C>,
+pub struct VtdIommu<R, M, C, K, const UNITS: usize = 1> {
+    pub(crate) units: Vec<RemappingUnit<R, C>, UNITS>,
     pub(crate) pool: PagePool<M>,
-    pub(crate) cache: K,
-    pub(crate) config: UnitConfig,
-    pub(crate) queue: InvalidationQueue,
-    pub(crate) devices: DeviceTables,
-    /// Held while root or context entries change.
+    cache: K,
+    pub(crate) host_address_bits: u8,
+    /// Held while root or context entries change, or which units a context is on.
     pub(crate) switching: Mutex<()>,
     pub(crate) domains: DomainIds,
-    /// The fault record to look at next, once one was seen. Held while one is read and cleared.
-    pub(crate) fault_log: Mutex<Option<usize>>,
+    /// A unit is quarantined: which one is asked only then.
+    pub(crate) wounded: AtomicBool,
+    /// Place of the unit whose faults are asked for next.
+    pub(crate) fault_turn: AtomicUsize,
 }
 
-pub(crate) type Batch = Vec<Descriptor, MAX_BATCH>;
+/// Units that answer, before anything is written to one.
+type Probed<R, C, const UNITS: usize> = Vec<(Unit<R, C>, UnitScope), UNITS>;
 
 impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M, C, K> {
-    /// Takes the unit over with every device blocked. Translation that firmware left on stays on while
-    /// the tables change under it, so there is no gap; protected memory regions are ended last.
-    ///
-    /// For the boot CPU, once for each unit, before any device is given away.
+    /// [`bring_up_all`](VtdIommu::bring_up_all) for the only unit of a machine, or of one of its segments.
     ///
     /// # Errors
-    /// [`Error::Hardware`] names a register that is absent (all ones) or says too little: queued
-    /// invalidation and a second-stage table are needed; nothing changed. [`Error::NeedPages`] when
-    /// the pool holds less than the three pages of root table, queue and status. [`Error::Timeout`] when
-    /// the unit does not answer: it may hold addresses in the donated memory by then, which must not be
-    /// used for anything else.
+    /// As there.
     pub fn bring_up(
         registers: R,
         pool: PagePool<M>,
@@ -125,31 +104,88 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
         config: UnitConfig,
     ) -> Result<Self, Error> {
         let unit = Unit::probe(registers, clock, config.timeout)?;
-        let tables = TableAccess::new(&pool, needed(&unit, &cache));
-        let devices = DeviceTables::new(&tables)?;
-        let queue = InvalidationQueue::new(&tables)?;
-        let root = devices.root(&tables).as_u64();
-        unit.settle()?;
-        queue.enable(&unit, &tables)?;
-        unit.flush_write_buffer()?;
-        unit.set_root_table(root)?;
-        if !unit.capability.root_table_invalidates() {
-            queue.submit(&unit, &tables, &[Descriptor::context_cache_global()])?;
-            queue.submit(&unit, &tables, &[Descriptor::iotlb_global(unit.capability)])?;
+        let probed = Vec::from_array([(unit, UnitScope::all(config.segment))]);
+        Self::take_over(probed, pool, cache, config.host_address_bits)
+    }
+}
+
+impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: usize>
+    VtdIommu<R, M, C, K, UNITS>
+{
+    /// Takes the units over with every device blocked. All have a root table that blocks before translation
+    /// is turned on in any; translation that firmware left on stays on while the tables change under it, so
+    /// there is no gap. Protected memory regions are ended last.
+    ///
+    /// For the boot CPU, once, before any device is given away.
+    ///
+    /// # Errors
+    /// [`Error::Full`] for more units than `UNITS`, [`Error::Unsupported`] for none. [`Error::Hardware`]
+    /// names a register that is absent (all ones) or says too little: queued invalidation and a second-stage
+    /// table are needed. [`Error::NeedPages`] when the pool holds less than three pages a unit: root table,
+    /// queue and status. So far nothing changed. [`Error::Timeout`] when a unit does not answer: all others
+    /// block every device and go on doing so, and all protected memory regions stay. The units hold
+    /// addresses in the donated memory by then, which must not be used for anything else.
+    pub fn bring_up_all(
+        units: impl IntoIterator<Item = UnitAt<R>>,
+        pool: PagePool<M>,
+        clock: C,
+        cache: K,
+        config: MachineConfig,
+    ) -> Result<Self, Error>
+    where
+        C: Clone,
+    {
+        let mut probed = Probed::new();
+        for UnitAt { registers, scope } in units {
+            let unit = Unit::probe(registers, clock.clone(), config.timeout)?;
+            probed.push((unit, scope)).map_err(|_| Error::Full { capacity: UNITS })?;
         }
-        if !unit.is_on(Global::TRANSLATION) {
-            unit.command(Global::TRANSLATION, Switch::On, Switch::On)?;
-        }
-        unit.disable_protected_memory()?;
-        let domains = DomainIds::new(unit.capability.domains());
-        let (switching, fault_log) = (Mutex::new(()), Mutex::new(None));
-        Ok(Self { unit, pool, cache, config, queue, devices, switching, domains, fault_log })
+        Self::take_over(probed, pool, cache, config.host_address_bits)
     }
 
-    /// Proof that the unit can make DMA cache-coherent (ECAP.SC), or `None`.
+    fn take_over(
+        mut probed: Probed<R, C, UNITS>,
+        pool: PagePool<M>,
+        cache: K,
+        host_address_bits: u8,
+    ) -> Result<Self, Error> {
+        const { assert!(UNITS <= MAX_UNITS) };
+        let numbers = probed.iter().map(|(unit, _)| unit.capability.domains()).min();
+        let domains = DomainIds::new(numbers.ok_or(Error::Unsupported { value: 0 })?);
+        let mut units = Vec::new();
+        probed.reverse();
+        while let Some((unit, scope)) = probed.pop() {
+            let tables = access(&pool, &cache, !unit.extended.coherent());
+            let unit = RemappingUnit::new(unit, scope, &tables)?;
+            units.push(unit).map_err(|_| Error::Full { capacity: UNITS })?;
+        }
+        let (switching, wounded, fault_turn) = (Mutex::new(()), AtomicBool::new(false), AtomicUsize::new(0));
+        let driver = Self { units, pool, cache, host_address_bits, switching, domains, wounded, fault_turn };
+        driver.close_all()?;
+        Ok(driver)
+    }
+
+    /// Every device behind every unit that answers is blocked, whatever the others do.
+    fn close_all(&self) -> Result<(), Error> {
+        let mut shut = UnitSet::NONE;
+        let mut closed = Ok(());
+        for (place, unit) in self.units.iter().enumerate() {
+            match unit.shut(&self.tables_of(unit)) {
+                Ok(()) => shut = shut.with(place),
+                Err(error) => closed = closed.and(Err(error)),
+            }
+        }
+        for (_, unit) in self.of(shut) {
+            closed = closed.and(unit.translate());
+        }
+        closed?;
+        self.units.iter().try_for_each(|unit| unit.unit.disable_protected_memory())
+    }
+
+    /// Proof that at least one unit can make DMA cache-coherent (ECAP.SC), or `None`.
     #[must_use]
     pub fn snoop_control(&self) -> Option<SnoopControl> {
-        SnoopControl::of(self.unit.extended)
+        self.units.iter().find_map(RemappingUnit::snoop_control)
     }
 
     /// Where table pages come from.
@@ -158,126 +194,96 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> VtdIommu<R, M
         &self.pool
     }
 
-    /// What the unit's capability register said.
+    /// Most bits of I/O virtual address that a context for all units can have.
     #[must_use]
-    pub const fn capability(&self) -> Capability {
-        self.unit.capability
+    pub fn address_bits(&self) -> u8 {
+        let capabilities = || self.units.iter().map(|unit| unit.unit.capability);
+        let common = |levels| capabilities().all(|capability| capability.supports_levels(levels));
+        let levels = (3..=5).rfind(|&levels| common(levels)).unwrap_or(0);
+        let bits = capabilities().map(|capability| capability.address_bits()).min();
+        bits.unwrap_or(0).min(12 + 9 * levels)
     }
 
+    /// The units that devices are behind.
+    ///
+    /// # Errors
+    /// [`Error::NotBehindUnit`].
+    pub fn units_of(&self, devices: &[DeviceId]) -> Result<UnitSet, Error> {
+        devices.iter().try_fold(UnitSet::NONE, |units, &device| {
+            Ok(units.with(self.place(device).ok_or(Error::NotBehindUnit { device })?))
+        })
+    }
+
+    /// The unit that a device is behind: the one that names it most closely.
+    pub(crate) fn place(&self, device: DeviceId) -> Option<usize> {
+        let units = self.units.iter().enumerate();
+        units
+            .filter_map(|(place, unit)| Some((unit.scope.distance(device)?, place)))
+            .min()
+            .map(|(_, place)| place)
+    }
+
+    /// The units of a set, with their places.
+    pub(crate) fn of(&self, units: UnitSet) -> impl Iterator<Item = (usize, &RemappingUnit<R, C>)> {
+        self.units.iter().enumerate().filter(move |&(place, _)| units.contains(place))
+    }
+
+    /// The units on which a domain has devices.
+    pub(crate) fn using(&self, domain: u16) -> impl Iterator<Item = (usize, &RemappingUnit<R, C>)> {
+        self.of(UnitSet::ALL).filter(move |(_, unit)| unit.users.any(domain))
+    }
+
+    /// How a unit's own tables are reached.
+    pub(crate) fn tables_of(&self, unit: &RemappingUnit<R, C>) -> TableAccess<'_, M, K> {
+        self.tables(!unit.unit.extended.coherent())
+    }
+
+    /// How tables are reached, which must be written back or not.
     #[inline]
-    pub(crate) fn tables(&self) -> TableAccess<'_, M, K> {
-        TableAccess::new(&self.pool, needed(&self.unit, &self.cache))
+    pub(crate) fn tables(&self, write_back: bool) -> TableAccess<'_, M, K> {
+        access(&self.pool, &self.cache, write_back)
     }
 
-    pub(crate) fn submit(&self, descriptors: &[Descriptor]) -> Result<(), Error> {
-        self.queue.submit(&self.unit, &self.tables(), descriptors)
-    }
-
-    /// The format that serves so many bits of address.
-    pub(crate) fn format(&self, address_bits: u8) -> Result<Format, Error> {
-        let capability = self.unit.capability;
-        let serves = |&levels: &u8| capability.supports_levels(levels) && 12 + 9 * levels >= address_bits;
-        let levels = (3..=5).find(serves).filter(|_| address_bits <= capability.address_bits());
-        let levels = levels.ok_or(Error::Unsupported { value: address_bits.into() })?;
-        let largest_page = match (capability.large_2m(), capability.large_1g()) {
-            (true, true) => 3,
-            (true, false) => 2,
-            _ => 1,
-        };
-        Ok(Format { levels, address_bits, largest_page, physical_bits: self.config.host_address_bits })
-    }
-
-    /// The descriptor that invalidates a range, or the whole domain where that takes less.
-    pub(crate) fn invalidate_range(
+    /// Does something on each of the units, also behind one that fails; the first error counts.
+    pub(crate) fn on_each<'u>(
         &self,
-        domain: u16,
-        range: IovaRange,
-        hint: InvalidationHint,
-    ) -> Descriptor {
-        let capability = self.unit.capability;
-        let differing = (range.start().as_u64() ^ range.last().as_u64()) >> 12;
-        let mask = (u64::BITS - differing.leading_zeros()) as u8;
-        if !capability.page_selective() || mask > capability.max_address_mask() {
-            return Descriptor::iotlb_domain(capability, domain);
+        units: impl Iterator<Item = (usize, &'u RemappingUnit<R, C>)>,
+        mut act: impl FnMut(usize, &'u RemappingUnit<R, C>, &TableAccess<'_, M, K>) -> Result<(), Error>,
+    ) -> Result<(), Error>
+    where
+        R: 'u,
+        C: 'u,
+    {
+        let mut done = Ok(());
+        for (place, unit) in units {
+            done = done.and(act(place, unit, &self.tables_of(unit)));
         }
-        let start = Iova::new(range.start().as_u64() >> (12 + mask) << (12 + mask));
-        Descriptor::iotlb_pages(capability, domain, start, mask, hint)
+        if done.is_err() {
+            self.wounded.store(true, Ordering::Release);
+        }
+        done
     }
 
-    /// What hardware wants to hear of a new mapping (manual, 6.1, 6.8).
+    /// [`Error::Quarantined`] when the context is on a unit that has failed to answer, or when all units
+    /// have that it could be on.
+    #[inline]
+    pub(crate) fn check_alive(&self, context: &VtdContext) -> Result<(), Error> {
+        if self.wounded.load(Ordering::Acquire) { self.check_units(context) } else { Ok(()) }
+    }
+
     #[cold]
-    pub(crate) fn announce(&self, context: &VtdContext, iova: Iova, bytes: u64) -> Result<(), Error> {
-        if !self.unit.capability.caching_mode() {
-            return self.unit.flush_write_buffer().map_err(|error| self.unit.quarantine(error));
-        }
-        let range = IovaRange::new(iova, bytes).map_err(|_| Error::OutsideAperture { iova, bytes })?;
-        self.submit(&[self.invalidate_range(context.domain, range, InvalidationHint::TablesToo)])
-    }
-
-    /// Blocks the members and makes hardware forget them.
-    pub(crate) fn block_members(&self, members: impl Iterator<Item = RequesterId>) -> Result<(), Error> {
-        let tables = self.tables();
-        let (mut contexts, mut translations) = (Batch::new(), Batch::new());
-        for requester in members {
-            let Some(domain) = self.devices.clear(&tables, requester) else { continue };
-            // At most eight members: a batch holds more.
-            let _ = contexts.push(Descriptor::context_cache_device(domain, requester));
-            let flush = Descriptor::iotlb_domain(self.unit.capability, domain);
-            if !translations.contains(&flush) {
-                let _ = translations.push(flush);
-            }
-        }
-        // Even where nothing was present: a unit that fails to answer must not pass as blocked.
-        self.unit.check_alive()?;
-        if contexts.is_empty() {
-            return Ok(());
-        }
-        // Two batches: within one, hardware may serve the IOTLB first.
-        self.submit(&contexts)?;
-        self.submit(&translations)
-    }
-
-    /// Lets blocked members join.
-    pub(crate) fn join_members(&self, members: &[RequesterId], entry: ContextEntry) -> Result<(), Error> {
-        let tables = self.tables();
-        let mut contexts = Batch::new();
-        for &requester in members {
-            self.devices.set(&tables, requester, entry);
-            // What is not present is cached with domain 0.
-            let _ = contexts.push(Descriptor::context_cache_device(0, requester));
-        }
-        if !self.unit.capability.caching_mode() {
-            return self.unit.flush_write_buffer().map_err(|error| self.unit.quarantine(error));
-        }
-        self.submit(&contexts)?;
-        let domain = ContextEntry::domain(entry.high);
-        self.submit(&[Descriptor::iotlb_domain(self.unit.capability, domain)])
-    }
-
-    /// Gives up a switch that was not wholly reserved.
-    pub(crate) fn abandon(&self, mut prepared: VtdPrepared) {
-        while let Some((_, page)) = prepared.context_tables.pop() {
-            self.pool.give_back(page);
-        }
-    }
-
-    /// Reserves the context tables that the members' buses lack.
-    pub(crate) fn reserve_buses(&self, prepared: &mut VtdPrepared) -> Result<(), Error> {
-        for requester in &prepared.members {
-            let bus = requester.bus();
-            let reserved = prepared.context_tables.iter().any(|&(reserved, _)| reserved == bus);
-            if reserved || self.devices.has_bus(&self.tables(), bus) {
-                continue;
-            }
-            let page = self.pool.take(1).map_err(need_pages)?;
-            if let Err((_, page)) = prepared.context_tables.push((bus, page)) {
-                self.pool.give_back(page);
-            }
-        }
-        Ok(())
+    fn check_units(&self, context: &VtdContext) -> Result<(), Error> {
+        let mut alive = self.of(context.units).filter(|(_, unit)| unit.unit.check_alive().is_ok());
+        alive.next().ok_or(Error::Quarantined)?;
+        self.using(context.domain).try_for_each(|(_, unit)| unit.unit.check_alive())
     }
 }
 
-fn needed<'k, R, C, K>(unit: &Unit<R, C>, cache: &'k K) -> Option<&'k K> {
-    if unit.extended.coherent() { None } else { Some(cache) }
+#[inline]
+fn access<'p, M: TableMemory, K: CacheMaintenance>(
+    pool: &'p PagePool<M>,
+    cache: &'p K,
+    write_back: bool,
+) -> TableAccess<'p, M, K> {
+    TableAccess::new(pool, if write_back { Some(cache) } else { None })
 }

@@ -20,17 +20,11 @@ impl SnoopControl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Coherency {
+    /// The units' when all units of the context have snoop control, else the device's.
+    IfPossible,
     /// The device's: what it marks "no snoop" goes past the caches.
     Device,
-    /// The unit's: every DMA snoops, SNP is set in every leaf.
+    /// The unit's: every DMA snoops, SNP is set in every leaf. Devices behind a unit without snoop control
+    /// are refused.
     Enforced(SnoopControl),
-}
-
-impl Coherency {
-    pub(crate) const fn witness(self) -> Option<SnoopControl> {
-        match self {
-            Self::Device => None,
-            Self::Enforced(witness) => Some(witness),
-        }
-    }
 }

@@ -169,10 +169,15 @@ fn f17_domain_ids_are_apart_and_run_out_with_an_error() {
         }
     };
     assert_eq!((contexts.len(), error), (15, Error::OutOfNumbers { limit: 15 }), "0 is not used");
-    let _ = machine.invalidations();
+    let group = iommu.add_group(&[device(DEVICE)]).unwrap();
+    iommu.grant(VM, group).unwrap();
+    let mut claim = iommu.claim(VM, group).unwrap();
     let mut seen: Vec<_> = contexts
         .drain(..)
         .map(|context| {
+            claim.quiesce_and_attach(context).unwrap();
+            claim.detach().unwrap();
+            let _ = machine.invalidations();
             iommu.destroy_context(context).unwrap();
             machine.invalidations()[0].0 >> 16 & 0xffff
         })

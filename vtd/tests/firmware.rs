@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "tests document themselves by their names")]
 
 use portcullis_hal::{DeviceId, PhysAddr, RequesterId, Segment};
+use portcullis_iommu::ownership::Harm;
 use portcullis_vtd::{
     Dmar, DmarError,
     dmar::{BusRange, ScopeKind},
@@ -234,4 +235,9 @@ fn f04_paths_lead_through_bridges_and_regions_are_found_by_device() {
     assert!(region.covers(device(0, 0x00a0), &bridges));
     assert!(!region.covers(device(0, 0x00a1), &bridges));
     assert!(!region.covers(device(1, 0x00a0), &bridges));
+    let reserved =
+        |asked| dmar.reserved_for(asked, &bridges).map(|found| (found.device, found.range, found.harm));
+    let asked = device(0, 0x00a0);
+    assert!(reserved(asked).eq([(asked, region.range, Harm::Needed)]));
+    assert_eq!(reserved(device(0, 0x00a1)).count(), 0);
 }

@@ -193,7 +193,7 @@ fn coherent_context(machine: &Machine) -> (machine::Policy, ContextHandle) {
     let iommu = machine.iommu();
     let witness = iommu.driver().snoop_control().unwrap();
     let coherency = Coherency::Enforced(witness);
-    let spec = ContextSpec { address_bits: 39, coherency, page_limit: None };
+    let spec = ContextSpec { coherency, ..spec(39) };
     let context = iommu.create_context(VM, &spec).unwrap();
     (iommu, context)
 }

@@ -29,6 +29,7 @@ unsafe impl RegisterIo for Registers {
 }
 
 /// A clock that shows any time.
+#[derive(Clone)]
 pub(crate) struct AnyClock;
 
 impl Clock for AnyClock {

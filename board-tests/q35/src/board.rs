@@ -61,12 +61,12 @@ impl<'b> Q35<'b> {
         self.emit(&Event::Ready {
             iommu: "VT-d",
             snoop_control: Some(driver.snoop_control().is_some()),
-            address_bits: driver.capability().address_bits(),
+            address_bits: driver.address_bits(),
         });
     }
 
     fn spec_with(&self, coherency: Coherency, page_limit: Option<u32>) -> ContextSpec {
-        ContextSpec { address_bits: self.iommu.driver().capability().address_bits(), coherency, page_limit }
+        ContextSpec { coherency, page_limit, ..ContextSpec::new(self.iommu.driver().address_bits()) }
     }
 }
 

@@ -49,6 +49,12 @@ impl FakeMemory {
         Self { written_back: zeroed(pages * TABLE_PAGE_CELLS), ..Self::coherent(base, pages) }
     }
 
+    /// The same memory as a table walker sees it that snoops, beside others that do not.
+    #[must_use]
+    pub fn snooped(&self) -> Self {
+        Self { written_back: self.cells.clone(), ..self.clone() }
+    }
+
     /// A part of this memory, as a region of its own: for the pages that a driver is given.
     #[must_use]
     pub fn part(&self, first_page: usize, pages: usize) -> Self {

@@ -1,6 +1,7 @@
 //! Device scopes: the way from a start bus through bridges to what a unit or region names.
 
 use portcullis_hal::{DeviceId, RequesterId, Segment};
+pub use portcullis_iommu::pci::BusRange;
 
 use super::{DmarError, Piece, Structures, byte_at};
 use crate::spec::dmar as layout;
@@ -34,13 +35,32 @@ pub struct DeviceScope<'t> {
     path: &'t [u8],
 }
 
-/// The buses behind a bridge, first (secondary) and last (subordinate).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BusRange {
-    /// Secondary bus number.
-    pub secondary: u8,
-    /// Subordinate bus number.
-    pub subordinate: u8,
+/// How far a device is from what covers it: the function itself, a bridge above so many buses, all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Distance {
+    Itself,
+    Buses(u8),
+    All,
+}
+
+/// What a scope comes to on this machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    function: RequesterId,
+    /// Of a bridge: everything there is named, too.
+    behind: Option<BusRange>,
+}
+
+impl Named {
+    /// How far away a function is, or `None` where it is not named.
+    pub(crate) fn distance(&self, requester: RequesterId) -> Option<Distance> {
+        if self.function == requester {
+            return Some(Distance::Itself);
+        }
+        let BusRange { secondary, subordinate } = self.behind?;
+        let inside = (secondary..=subordinate).contains(&requester.bus());
+        inside.then(|| Distance::Buses(subordinate.saturating_sub(secondary)))
+    }
 }
 
 /// What is known of the machine's bridges: their configuration space.
@@ -97,14 +117,16 @@ impl<'t> DeviceScope<'t> {
         None
     }
 
+    /// What the scope names on a machine with these bridges.
+    pub(crate) fn find(&self, segment: Segment, bridges: &impl Bridges) -> Option<Named> {
+        let function = self.resolve(segment, bridges)?;
+        let is_bridge = self.kind == ScopeKind::Bridge;
+        let behind = || bridges.buses_behind(DeviceId { segment, requester: function });
+        Some(Named { function, behind: is_bridge.then(behind).flatten() })
+    }
+
     /// Whether the scope names a function, or a bridge above it.
     pub fn covers(&self, segment: Segment, requester: RequesterId, bridges: &impl Bridges) -> bool {
-        let Some(end) = self.resolve(segment, bridges) else { return false };
-        if end == requester {
-            return true;
-        }
-        let buses = bridges.buses_behind(DeviceId { segment, requester: end });
-        self.kind == ScopeKind::Bridge
-            && buses.is_some_and(|buses| (buses.secondary..=buses.subordinate).contains(&requester.bus()))
+        self.find(segment, bridges).is_some_and(|named| named.distance(requester).is_some())
     }
 }

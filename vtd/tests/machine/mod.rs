@@ -1,6 +1,8 @@
 //! A machine with one modelled unit, and a guest that owns a device on it.
 #![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
+pub(crate) mod several;
+
 use std::time::Duration;
 
 pub(crate) use portcullis_fake::memory::extent;
@@ -64,7 +66,7 @@ pub(crate) fn range(iova: u64, bytes: u64) -> IovaRange {
 
 /// Any width, nothing enforced, no limit.
 pub(crate) const fn spec(address_bits: u8) -> ContextSpec {
-    ContextSpec { address_bits, coherency: Coherency::Device, page_limit: None }
+    ContextSpec { coherency: Coherency::Device, ..ContextSpec::new(address_bits) }
 }
 
 impl Machine {

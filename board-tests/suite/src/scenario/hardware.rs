@@ -24,6 +24,7 @@ pub(super) fn lost_invalidation_quarantines<B: Board>(stage: &Stage<'_, B>) -> R
     let (mut claim, mut other) = (stage.own(0, VM)?, stage.own(1, VM)?);
     let (context, idle) = (stage.context(VM)?, stage.context(VM)?);
     stage.attach(&mut claim, 0, context)?;
+    stage.attach(&mut other, 1, idle)?;
     let (iova, buffer) = (stage.at(context, 0x44)?, stage.buffer(6)?);
     stage.map(context, iova, 6, Access::READ | Access::WRITE)?;
     ensure(stage.write(0, context, iova, buffer)? == Effect::Landed, "a write missed its page")?;
@@ -38,7 +39,7 @@ pub(super) fn lost_invalidation_quarantines<B: Board>(stage: &Stage<'_, B>) -> R
         stage.quiesce_and_attach(&mut other, context),
         |error| matches!(error, Error::Quarantined | Error::Timeout(_)),
     )?;
-    ensure(claim.detach().is_err(), "dead hardware confirmed a block")?;
+    ensure(claim.detach().is_err() && other.detach().is_err(), "dead hardware confirmed a block")?;
     stage.refuses("destroy what hardware may still read", iommu.destroy_context(context), |error| {
         error == Error::Quarantined
     })?;

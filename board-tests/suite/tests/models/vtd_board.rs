@@ -150,7 +150,7 @@ impl Board for VtdBoard {
     }
 
     fn spec(&self) -> ContextSpec {
-        ContextSpec { address_bits: self.address_bits, coherency: Coherency::Device, page_limit: None }
+        ContextSpec { coherency: Coherency::Device, ..ContextSpec::new(self.address_bits) }
     }
 
     fn coherent_spec(&self) -> Result<ContextSpec, Error> {

@@ -25,7 +25,7 @@ fn attach<D: Driver>(
 }
 
 fn enforced(witness: SnoopControl) -> ContextSpec {
-    ContextSpec { address_bits: 48, coherency: Coherency::Enforced(witness), page_limit: None }
+    ContextSpec { coherency: Coherency::Enforced(witness), ..ContextSpec::new(48) }
 }
 
 fn map<D: Driver>(

@@ -2,7 +2,7 @@
 use portcullis_vtd::{Coherency, ContextSpec, SnoopControl};
 
 fn nothing() -> ContextSpec {
-    ContextSpec { address_bits: 48, coherency: Coherency::Enforced, page_limit: None }
+    ContextSpec { coherency: Coherency::Enforced, ..ContextSpec::new(48) }
 }
 
 fn forge() -> Coherency {

@@ -18,11 +18,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use portcullis_hal::RegisterIo;
 
 pub use config::VtdConfig;
-pub use dmar::dmar_with_one_unit;
+pub use dmar::{DmarRegion, DmarScope, DmarUnit, dmar, dmar_with_one_unit};
 pub use state::{Knobs, Posted, Reason};
 
 use crate::memory::FakeMemory;
 use state::State;
+
+/// Commands that units were given (GCMD), in their order, each with the name of its unit.
+pub type Commands = Arc<Mutex<Vec<(usize, u32)>>>;
 
 /// One unit in front of a [`FakeMemory`]. Clones are the same unit; any thread may use any of them.
 #[derive(Clone, Debug)]
@@ -46,6 +49,11 @@ impl FakeVtd {
     #[must_use]
     pub fn registers(&self) -> FakeVtdRegisters {
         FakeVtdRegisters { unit: self.clone() }
+    }
+
+    /// Notes the unit's commands from now on, among those of other units.
+    pub fn note_commands(&self, name: usize, commands: &Commands) {
+        self.lock().notes = Some((name, commands.clone()));
     }
 
     /// Changes how the unit misbehaves.

@@ -137,6 +137,9 @@ impl State {
     }
 
     fn command(&mut self, value: u32) {
+        if let Some((name, commands)) = &self.notes {
+            commands.lock().expect("no test thread died here").push((*name, value));
+        }
         let states = !ONE_SHOT & 0xff80_0000;
         let (once, changed) = (value & ONE_SHOT, (value ^ self.gsts) & states);
         if once.count_ones() + changed.count_ones() > 1 {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::config::VtdConfig;
+use super::{Commands, config::VtdConfig};
 use crate::memory::FakeMemory;
 
 /// A fault reason code of the manual's chapter 7.
@@ -98,6 +98,8 @@ pub(super) struct State {
     pub(super) last_writes: HashMap<u16, u64>,
     pub(super) violations: Vec<String>,
     pub(super) descriptors: Vec<(u64, u64)>,
+    /// Under which name, and where, commands are noted.
+    pub(super) notes: Option<(usize, Commands)>,
 }
 
 impl State {
@@ -129,6 +131,7 @@ impl State {
             last_writes: HashMap::new(),
             violations: Vec::new(),
             descriptors: Vec::new(),
+            notes: None,
         }
     }
 
