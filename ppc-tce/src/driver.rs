@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use portcullis_hal::{
-    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PagePool, PhysAddr, RegisterIo,
-    Segment, TableMemory,
+    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PagePool, PhysAddr, PhysRange,
+    RegisterIo, Segment, TableMemory,
     sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use portcullis_iommu::{
@@ -350,6 +350,10 @@ where
         Ok(())
     }
 
+    /// Host bridges snoop the caches.
+    fn flush_lines(&self, _: &Permit, _: Option<PhysRange>) {}
+
+    #[inline]
     fn coherency(&self, _: &Context) -> Coherency {
         Coherency::Coherent
     }

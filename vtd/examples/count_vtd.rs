@@ -72,7 +72,8 @@ fn through_the_policy(count: u64) {
     let config = UnitConfig::new(Segment(0));
     let driver = VtdIommu::bring_up(registers, pool, FakeClock::default(), cache, config).expect("a unit");
     let iommu: Iommu<_> = Iommu::new(driver);
-    let spec = ContextSpec { address_bits: 48, coherency: Coherency::Device, page_limit: None };
+    let coherency = Coherency::Enforced(iommu.driver().snoop_control().expect("the usual unit"));
+    let spec = ContextSpec { address_bits: 48, coherency, page_limit: None };
     let context = iommu.create_context(VM, &spec).expect("a context");
     let rights = Access::READ | Access::WRITE;
     iommu.map(context, setup::iova(0), setup::extent(0, PAGES), rights).expect("free");

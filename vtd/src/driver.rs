@@ -2,7 +2,8 @@
 
 use heapless::Vec;
 use portcullis_hal::{
-    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RegisterIo, TableMemory,
+    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RegisterIo,
+    TableMemory,
 };
 use portcullis_iommu::{
     Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Removals, Target,
@@ -174,6 +175,13 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         Outcome::from(result)
     }
 
+    fn flush_lines(&self, _: &Permit, memory: Option<PhysRange>) {
+        match memory {
+            Some(memory) => self.cache.flush(memory),
+            None => self.cache.flush_everything(),
+        }
+    }
+
     fn iova_to_phys(&self, context: &VtdContext, iova: Iova) -> Option<(PhysAddr, Access)> {
         context.tables.lookup(&self.tables(), iova)
     }
@@ -184,6 +192,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
         context.tables.enforce_snoop(&self.tables(), witness)
     }
 
+    #[inline]
     fn coherency(&self, context: &VtdContext) -> Coherency {
         if context.tables.is_coherent() {
             return Coherency::Coherent;

@@ -18,6 +18,8 @@ pub mod obedient;
 #[cfg(not(loom))]
 pub mod config_space;
 #[cfg(not(loom))]
+mod data_cache;
+#[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]
 pub mod phb;
