@@ -115,7 +115,8 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance> Driver for Vt
 
     /// Beyond what the boundary asks: [`Error::Busy`] when another CPU works on the same 2 MiB for
     /// long. `Quarantined` only of units with CAP.CM or CAP.RWBF.
-    #[inline]
+    // Into each of the policy's calls: the common page costs no call and no result in memory.
+    #[inline(always)]
     fn map(
         &self,
         _: &Permit,

@@ -129,7 +129,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         Ok(bytes)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn unmap_telling<R: Removals>(
         &self,
         entered: &Entered<'_, D::Context>,
