@@ -12,6 +12,7 @@
 )]
 
 pub mod dma;
+pub mod few_cells;
 pub mod obedient;
 
 // They rest on the machine's own atomics, which the model checker does not track.
