@@ -13,6 +13,7 @@ use crate::{
     operate::AtOnce,
     ownership::{Answer, BarMapping, Request},
     policy::Iommu,
+    removals::Unheard,
 };
 
 /// BARs that one [`Iommu`] knows.
@@ -211,6 +212,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             Ok(entered) => entered,
             Err(error) => return Answer::Failed(error),
         };
-        self.unmap_from(&entered, mapping.iova).map_or_else(Answer::Failed, |_| Answer::Done)
+        // Registers are in no cache, and nobody counts them.
+        let unmapped = entered
+            .context()
+            .and_then(|context| self.unmap_telling(&entered, context, mapping.iova, &mut Unheard));
+        unmapped.map_or_else(Answer::Failed, |_| Answer::Done)
     }
 }

@@ -4,7 +4,7 @@
 //! claims on this one.
 
 use bitflags::bitflags;
-use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr};
+use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange};
 
 use crate::{coherency::Coherency, error::Error, fault::Fault, removals::Removals};
 
@@ -302,6 +302,12 @@ pub trait Driver {
     /// Invalidates what is owed, with draining, and settles it once hardware has confirmed. Takes its turn
     /// at the unit's queue and waits for hardware, both under a deadline. On `Quarantined` the debts stay.
     fn flush(&self, permit: &Permit, context: &Self::Context, debts: &mut Debts) -> Outcome;
+
+    /// Writes back and drops the lines that CPUs' caches hold of `memory`, or of all memory when there is
+    /// too much to name; returns when memory has them. The policy calls it for contexts that are not
+    /// coherent: before it maps memory, and after an unmap was confirmed. A driver none of whose devices goes past
+    /// the caches has nothing to do.
+    fn flush_lines(&self, permit: &Permit, memory: Option<PhysRange>);
 
     /// Where `iova` leads now and with which rights, or `None` when it is not mapped.
     fn iova_to_phys(&self, context: &Self::Context, iova: Iova) -> Option<(PhysAddr, Access)>;

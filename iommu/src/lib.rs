@@ -19,6 +19,7 @@ pub mod fault;
 pub mod group;
 pub mod handle;
 pub mod host;
+mod lines;
 pub mod memory;
 mod operate;
 pub mod ownership;

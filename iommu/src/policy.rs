@@ -199,6 +199,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         let context = entered.context()?;
         self.no_bar(extent)?;
         context.backing.by_extents()?;
+        self.flush_before(&context.tables, extent);
         match self.driver.map(&Permit::new(), &context.tables, iova, extent, access) {
             Ok(Outcome::Done) => Ok(()),
             Ok(Outcome::Quarantined { error }) | Err(error) => Err(error),

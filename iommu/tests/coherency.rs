@@ -5,9 +5,10 @@ mod recorder;
 
 use std::time::Duration;
 
-use portcullis_fake::memory::FakeClock;
-use portcullis_iommu::{Because, Coherency, Error, Notice, VmId};
-use recorder::{OTHER, Policy, QuiesceAndAttach, VM, attached, granted, policy};
+use portcullis_fake::memory::{self, FakeClock};
+use portcullis_hal::{Access, Iova, IovaRange, PhysAddr, PhysRange};
+use portcullis_iommu::{Because, Coherency, ContextHandle, Error, Notice, VmId};
+use recorder::{DEAD, Did, OTHER, PAGE, Policy, QuiesceAndAttach, VM, attached, extent, granted, policy};
 
 const BAD: Coherency = Coherency::NonCoherent { because: Because::NoSnoopControl };
 
@@ -95,4 +96,85 @@ fn n05_a_vm_whose_number_is_too_large_is_refused_before_it_gets_anything() {
     let vm = VmId(256);
     assert_eq!(iommu.coherency(vm), Err(Error::UnknownVm { vm }));
     assert_eq!(iommu.grant(vm, group), Err(Error::UnknownVm { vm }));
+}
+
+/// Page `page` of an address space.
+fn range(page: u64, pages: u64) -> IovaRange {
+    IovaRange::new(Iova::new(page * PAGE), pages * PAGE).expect("a range")
+}
+
+fn lines(address: u64) -> Did {
+    Did::FlushLines(PhysRange::new(PhysAddr::new(address), PAGE).ok())
+}
+
+/// Maps a page of memory of its own at each of so many pages.
+fn map_apart(iommu: &Policy, context: ContextHandle, pages: u64) {
+    for page in 0..pages {
+        let extent = memory::extent((2 * page + 1) * PAGE, PAGE);
+        iommu.map(context, Iova::new(page * PAGE), extent, Access::all()).expect("free");
+    }
+}
+
+#[test]
+fn n06_lines_are_written_back_before_a_device_can_see_the_page() {
+    let iommu = policy();
+    let context = iommu.create_context(VM, &()).expect("a context");
+    iommu.map(context, Iova::new(0), extent(), Access::READ).expect("free");
+    assert_eq!(iommu.driver().took(), [lines(0x7000), Did::Map]);
+}
+
+#[test]
+fn n07_lines_are_dropped_after_hardware_has_let_the_page_go() {
+    let iommu = policy();
+    let context = iommu.create_context(VM, &()).expect("a context");
+    map_apart(&iommu, context, 2);
+    iommu.driver().took();
+    iommu.unmap(context, range(0, 2)).expect("hardware answers");
+    assert_eq!(iommu.driver().took(), [Did::Unmap, Did::Flush, lines(PAGE), lines(3 * PAGE)]);
+}
+
+#[test]
+fn n07_what_hardware_did_not_let_go_counts_as_written() {
+    let iommu = policy();
+    let context = iommu.create_context(VM, &()).expect("a context");
+    map_apart(&iommu, context, 1);
+    iommu.driver().0.borrow_mut().deaf = true;
+    iommu.driver().took();
+    assert_eq!(iommu.unmap(context, range(0, 1)), Err(DEAD));
+    assert_eq!(iommu.driver().took(), [Did::Unmap, Did::Flush], "the memory is not used again");
+}
+
+#[test]
+fn n07_the_end_of_a_context_drops_the_lines_of_what_was_mapped() {
+    let iommu = policy();
+    let context = iommu.create_context(VM, &()).expect("a context");
+    map_apart(&iommu, context, 1);
+    iommu.driver().took();
+    iommu.destroy_context(context).expect("no users");
+    assert_eq!(iommu.driver().took(), [Did::Destroy(1), lines(PAGE)]);
+}
+
+#[test]
+fn n08_more_runs_than_there_is_room_for_flush_everything() {
+    let iommu = policy();
+    let context = iommu.create_context(VM, &()).expect("a context");
+    for (pages, flushed) in [(64, 64), (65, 1)] {
+        map_apart(&iommu, context, pages);
+        iommu.driver().took();
+        iommu.unmap(context, range(0, pages)).expect("hardware answers");
+        let did = iommu.driver().took().split_off(2);
+        assert_eq!(did.len(), flushed);
+        assert_eq!(did.contains(&Did::FlushLines(None)), pages == 65);
+    }
+}
+
+#[test]
+fn n09_a_coherent_context_flushes_nothing() {
+    let iommu = policy();
+    iommu.driver().0.borrow_mut().coherent = true;
+    let context = iommu.create_context(VM, &()).expect("a context");
+    map_apart(&iommu, context, 2);
+    iommu.unmap(context, range(0, 1)).expect("hardware answers");
+    iommu.destroy_context(context).expect("no users");
+    assert_eq!(iommu.driver().took(), [Did::Map, Did::Map, Did::Unmap, Did::Flush, Did::Destroy(1)]);
 }

@@ -109,12 +109,13 @@ fn a06_a_context_in_use_is_not_destroyed_and_a_stale_handle_is_refused() {
 #[test]
 fn u01_an_unmap_is_finished_only_after_its_flush() {
     let iommu = policy();
+    iommu.driver().0.borrow_mut().coherent = true;
     let context = iommu.create_context(VM, &()).expect("a context");
     let range = IovaRange::new(Iova::new(0x1000), PAGE).expect("a range");
     iommu.map(context, range.start(), extent(), Access::WRITE).expect("a map");
     assert_eq!(iommu.iova_to_phys(context, range.start()), Ok(Some((PhysAddr::new(0x7000), Access::WRITE))));
     assert_eq!(iommu.unmap(context, range), Ok(PAGE));
-    assert_eq!(iommu.driver().took(), [Did::Unmap, Did::Flush]);
+    assert_eq!(iommu.driver().took(), [Did::Map, Did::Unmap, Did::Flush]);
 }
 
 #[test]

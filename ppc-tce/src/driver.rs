@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use portcullis_hal::{
-    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PagePool, PhysAddr, RegisterIo,
-    Segment, TableMemory,
+    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PagePool, PhysAddr, PhysRange,
+    RegisterIo, Segment, TableMemory,
     sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use portcullis_iommu::{
@@ -282,7 +282,8 @@ where
     /// Ends with a kill when devices are attached: the bridge fetches TCEs a cache line at a time, so
     /// the empty entry may be cached beside a valid neighbour. When that kill is not confirmed the
     /// mapping stands and the bridge is quarantined.
-    #[inline]
+    // Into each of the policy's calls: no call, and no result in memory.
+    #[inline(always)]
     fn map(
         &self,
         _: &Permit,
@@ -305,7 +306,7 @@ where
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn unmap<T: Removals>(
         &self,
         _: &Permit,
@@ -350,6 +351,10 @@ where
         Ok(())
     }
 
+    /// Host bridges snoop the caches.
+    fn flush_lines(&self, _: &Permit, _: Option<PhysRange>) {}
+
+    #[inline]
     fn coherency(&self, _: &Context) -> Coherency {
         Coherency::Coherent
     }

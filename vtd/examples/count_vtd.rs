@@ -16,7 +16,7 @@ use portcullis_fake::{
 };
 use portcullis_hal::{Access, PhysAddr, Segment, page_pool::PagePool};
 use portcullis_iommu::{Iommu, VmId};
-use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
+use portcullis_vtd::{ContextSpec, UnitConfig, VtdIommu};
 use setup::{LEAVES, Order, PAGES};
 
 fn main() -> Result<(), &'static str> {
@@ -72,7 +72,7 @@ fn through_the_policy(count: u64) {
     let config = UnitConfig::new(Segment(0));
     let driver = VtdIommu::bring_up(registers, pool, FakeClock::default(), cache, config).expect("a unit");
     let iommu: Iommu<_> = Iommu::new(driver);
-    let spec = ContextSpec { coherency: Coherency::Device, ..ContextSpec::new(48) };
+    let spec = ContextSpec::new(48);
     let context = iommu.create_context(VM, &spec).expect("a context");
     let rights = Access::READ | Access::WRITE;
     iommu.map(context, setup::iova(0), setup::extent(0, PAGES), rights).expect("free");

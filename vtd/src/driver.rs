@@ -2,7 +2,8 @@
 
 use heapless::Vec;
 use portcullis_hal::{
-    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RegisterIo, TableMemory,
+    Access, CacheMaintenance, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RegisterIo,
+    TableMemory,
     sync::{Ordering, fence},
 };
 use portcullis_iommu::{
@@ -93,7 +94,8 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
 
     /// Beyond what the boundary asks: [`Error::Busy`] when another CPU works on the same 2 MiB for
     /// long. `Quarantined` only of units with CAP.CM or CAP.RWBF.
-    #[inline]
+    // Into each of the policy's calls: the common page costs no call and no result in memory.
+    #[inline(always)]
     fn map(
         &self,
         _: &Permit,
@@ -144,6 +146,13 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
         Outcome::from(forgot)
     }
 
+    fn flush_lines(&self, _: &Permit, memory: Option<PhysRange>) {
+        match memory {
+            Some(memory) => self.cache.flush(memory),
+            None => self.cache.flush_everything(),
+        }
+    }
+
     fn iova_to_phys(&self, context: &VtdContext, iova: Iova) -> Option<(PhysAddr, Access)> {
         context.tables.lookup(&self.tables(context.needs.write_back), iova)
     }
@@ -159,6 +168,7 @@ impl<R: RegisterIo, M: TableMemory, C: Clock, K: CacheMaintenance, const UNITS: 
         context.tables.enforce_snoop(&self.tables(context.needs.write_back), witness)
     }
 
+    #[inline]
     fn coherency(&self, context: &VtdContext) -> Coherency {
         context.verdict()
     }

@@ -77,7 +77,7 @@ pub struct UnitAt<R> {
 pub struct VtdIommu<R, M, C, K, const UNITS: usize = 1> {
     pub(crate) units: Vec<RemappingUnit<R, C>, UNITS>,
     pub(crate) pool: PagePool<M>,
-    cache: K,
+    pub(crate) cache: K,
     pub(crate) host_address_bits: u8,
     /// Held while root or context entries change, or which units a context is on.
     pub(crate) switching: Mutex<()>,

@@ -11,8 +11,8 @@ use portcullis_fake::{
     vtd::{Reason, VtdConfig},
 };
 use portcullis_hal::{
-    Access, CacheMaintenance, Iova, PhysAddr, RegisterIo, TableMemory, TimedOut, page_pool::PagePool,
-    sync::Ordering,
+    Access, CacheMaintenance, Iova, PhysAddr, PhysRange, RegisterIo, TableMemory, TimedOut,
+    page_pool::PagePool, sync::Ordering,
 };
 use portcullis_iommu::Error;
 use portcullis_vtd::{Format, SecondStage, TableAccess};
@@ -237,6 +237,8 @@ impl CacheMaintenance for Intruder<'_> {
         self.outcomes.borrow_mut().push(outcome);
     }
     fn store_barrier(&self) {}
+    fn flush(&self, _: PhysRange) {}
+    fn flush_everything(&self) {}
     fn write_back_all(&self) {}
 }
 

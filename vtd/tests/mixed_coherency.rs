@@ -33,7 +33,7 @@ fn enforced(iommu: &Policy, vm: VmId) -> ContextHandle {
 }
 
 #[test]
-fn n06_only_a_group_in_the_context_of_the_unit_without_snoop_control_counts() {
+fn n10_only_a_group_in_the_context_of_the_unit_without_snoop_control_counts() {
     let machine = machine();
     let iommu = machine.iommu();
     let (coherent, plain) = (enforced(&iommu, VM), make(&iommu, VM, Coherency::IfPossible));
@@ -54,7 +54,7 @@ fn n06_only_a_group_in_the_context_of_the_unit_without_snoop_control_counts() {
 }
 
 #[test]
-fn n06_an_attach_that_is_refused_for_want_of_snoop_control_leaves_the_notice() {
+fn n10_an_attach_that_is_refused_for_want_of_snoop_control_leaves_the_notice() {
     let machine = machine();
     let iommu = machine.iommu();
     let coherent = enforced(&iommu, VM);
@@ -68,7 +68,7 @@ fn n06_an_attach_that_is_refused_for_want_of_snoop_control_leaves_the_notice() {
 }
 
 #[test]
-fn n06_the_reason_is_the_unit_or_the_context() {
+fn n10_the_reason_is_the_unit_or_the_context() {
     let machine = machine();
     let iommu = machine.iommu();
     let able = UnitSet::NONE.with(BRIDGED).with(REST);
@@ -90,7 +90,7 @@ fn n06_the_reason_is_the_unit_or_the_context() {
 }
 
 #[test]
-fn n06_a_context_for_both_units_is_not_coherent_for_either() {
+fn n10_a_context_for_both_units_is_not_coherent_for_either() {
     let machine = machine();
     let iommu = machine.iommu();
     let shared = make(&iommu, VM, Coherency::IfPossible);

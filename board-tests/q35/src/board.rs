@@ -50,8 +50,8 @@ impl<'b> Q35<'b> {
         clock: TimeStampClock,
         config: UnitConfig,
     ) -> Result<Self, Error> {
-        let pool = MEMORY.pool().ok_or(Error::NeedPages { count: 1 })?;
-        let driver = VtdIommu::bring_up(registers, pool, clock, CacheLines::detect(), config)?;
+        let (pool, cache) = MEMORY.pool().zip(memory::cache_lines()).ok_or(Error::NeedPages { count: 1 })?;
+        let driver = VtdIommu::bring_up(registers, pool, clock, cache, config)?;
         Ok(Self { iommu: Iommu::new(driver), registers, window, devices, buffers, clock, config })
     }
 
@@ -120,10 +120,11 @@ impl<'b> Board for Q35<'b> {
     }
 
     fn bring_up_dead_unit(&self) -> Result<(), Error> {
-        let pool = MEMORY.spare_pool().ok_or(Error::NeedPages { count: 1 })?;
+        let (pool, cache) =
+            MEMORY.spare_pool().zip(memory::cache_lines()).ok_or(Error::NeedPages { count: 1 })?;
         let dead = withholding(self.window);
         dead.withhold32();
-        VtdIommu::bring_up(&dead, pool, self.clock, CacheLines::detect(), self.config).map(|_| ())
+        VtdIommu::bring_up(&dead, pool, self.clock, cache, self.config).map(|_| ())
     }
 
     fn withhold_completion(&self) {

@@ -2,6 +2,10 @@
 
 use core::ptr;
 
+use portcullis_hal::{
+    PhysAddr, PhysRange,
+    arch::x86_64::{CacheLines, LinearMap},
+};
 use portcullis_suite::memory::{ImageMemory, RunningImage};
 
 /// Table pages and buffers.
@@ -13,6 +17,17 @@ unsafe extern "C" {
     static image_start: u8;
 }
 
+/// End of what is mapped one to one.
+const END: u64 = 1 << 32;
+
+/// Cache maintenance through the identity map, by the one CPU that there is.
+pub(crate) fn cache_lines() -> Option<CacheLines> {
+    let mapped = PhysRange::new(PhysAddr::new(0), END).ok()?;
+    // SAFETY: `boot.s` maps all of it one to one, and it stays so.
+    let map = unsafe { LinearMap::new(mapped, 0) };
+    Some(CacheLines::detect(map, |act| act()))
+}
+
 /// The image itself.
 pub(crate) fn image() -> RunningImage {
     // SAFETY: the image is longer than a page, mapped one to one, and stays.
@@ -21,7 +36,7 @@ pub(crate) fn image() -> RunningImage {
 
 /// A word of memory as hardware sees it; `None` above what is mapped.
 pub(crate) fn word_at(address: u64) -> Option<u64> {
-    if address >= 1 << 32 || !address.is_multiple_of(8) {
+    if address >= END || !address.is_multiple_of(8) {
         return None;
     }
     // SAFETY: mapped one to one, aligned, and read as hardware would: the value may change at any time.

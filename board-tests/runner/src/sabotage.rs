@@ -58,7 +58,7 @@ struct Breakage {
     what: String,
     /// Package whose tests notice.
     package: String,
-    /// `lib`, `bins`, or the name of an integration test.
+    /// `lib`, `bins`, or the name of an integration test. One that begins with `loom_` runs under the model checker.
     target: String,
     /// Names of the tests that must fail.
     turns_red: Vec<String>,
@@ -186,7 +186,8 @@ fn is_green(tree: &Tree, breakage: &Breakage, name: &str) -> Result<bool, Error>
 }
 
 fn cargo_test(tree: &Tree, breakage: &Breakage, more: &[&str]) -> Command {
-    let mut command = tree.cargo();
+    let is_modelled = breakage.target.starts_with("loom_");
+    let mut command = if is_modelled { tree.cargo_for_models() } else { tree.cargo() };
     command.args(["test", "--package", &breakage.package]);
     match breakage.target.as_str() {
         "lib" => command.arg("--lib"),

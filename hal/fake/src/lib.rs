@@ -12,11 +12,14 @@
 )]
 
 pub mod dma;
+pub mod few_cells;
 pub mod obedient;
 
 // They rest on the machine's own atomics, which the model checker does not track.
 #[cfg(not(loom))]
 pub mod config_space;
+#[cfg(not(loom))]
+mod data_cache;
 #[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]

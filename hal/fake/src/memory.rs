@@ -10,9 +10,11 @@ use std::{
     time::Duration,
 };
 
+use crate::data_cache::DataCache;
 pub use crate::dma::extent;
 use portcullis_hal::{
-    CacheMaintenance, Clock, DmaExtent, DonatedPages, PhysAddr, TableMemory, table_memory::TABLE_PAGE_CELLS,
+    CacheMaintenance, Clock, DmaExtent, DonatedPages, PhysAddr, PhysRange, TableMemory,
+    table_memory::TABLE_PAGE_CELLS,
 };
 
 /// Cells of 8 bytes in one cache line.
@@ -29,6 +31,7 @@ pub struct FakeMemory {
     written_back: Arc<[AtomicU64]>,
     part: Range<usize>,
     base: PhysAddr,
+    pub(crate) data_cache: Arc<DataCache>,
 }
 
 fn zeroed(cells: usize) -> Arc<[AtomicU64]> {
@@ -40,7 +43,8 @@ impl FakeMemory {
     #[must_use]
     pub fn coherent(base: PhysAddr, pages: usize) -> Self {
         let cells = zeroed(pages * TABLE_PAGE_CELLS);
-        Self { written_back: cells.clone(), part: 0..cells.len(), cells, base }
+        let data_cache = Arc::default();
+        Self { written_back: cells.clone(), part: 0..cells.len(), cells, base, data_cache }
     }
 
     /// The same, but [`walk`](Self::walk) sees only what [`FakeCache`] wrote back.
@@ -63,6 +67,12 @@ impl FakeMemory {
         assert!(end <= self.part.end, "the part lies inside");
         let base = PhysAddr::new(self.base.as_u64() + first_page as u64 * 4096);
         Self { part: start..end, base, ..self.clone() }
+    }
+
+    /// The region that this one is a part of.
+    pub(crate) fn whole(&self) -> Self {
+        let base = PhysAddr::new(self.base.as_u64() - self.part.start as u64 * 8);
+        Self { part: 0..self.cells.len(), base, ..self.clone() }
     }
 
     /// Memory that a device may be pointed at: `pages` pages from page `first_page` of this region.
@@ -214,5 +224,13 @@ impl CacheMaintenance for FakeCache {
 
     fn write_back_all(&self) {
         self.memory.drain();
+    }
+
+    fn flush(&self, memory: PhysRange) {
+        self.memory.flush_lines(Some(memory));
+    }
+
+    fn flush_everything(&self) {
+        self.memory.flush_lines(None);
     }
 }

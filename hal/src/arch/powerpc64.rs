@@ -3,7 +3,12 @@
 use core::{arch::asm, ptr::NonNull, time::Duration};
 
 use super::window::Window;
-use crate::{addr::PhysAddr, cache::CacheMaintenance, clock::Clock, register_io::RegisterIo};
+use crate::{
+    addr::{PhysAddr, PhysRange},
+    cache::CacheMaintenance,
+    clock::Clock,
+    register_io::RegisterIo,
+};
 
 /// Big-endian registers of a host bridge, reached in hypervisor real mode (MSR[DR] = 0) by the
 /// cache-inhibited loads and stores (Power ISA, Book III, "Load/Store Caching Inhibited Indexed").
@@ -151,6 +156,14 @@ impl CacheMaintenance for CoherentCaches {
     }
 
     fn write_back_all(&self) {
+        full_barrier();
+    }
+
+    fn flush(&self, _memory: PhysRange) {
+        full_barrier();
+    }
+
+    fn flush_everything(&self) {
         full_barrier();
     }
 }

@@ -2,10 +2,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr};
+use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange};
 use portcullis_iommu::{
-    Aperture, Because, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Removals, Run,
-    Target, driver::TablesChanged,
+    Aperture, Coherency, Debts, Driver, Error, Fault, Outcome, PageSizes, Permit, Removals, Run, Target,
+    driver::TablesChanged,
 };
 
 /// Hardware that does everything at once.
@@ -81,8 +81,10 @@ impl Driver for Idle {
         Err(Error::NoSnoopControl)
     }
 
+    fn flush_lines(&self, _: &Permit, _: Option<PhysRange>) {}
+
     fn coherency(&self, _: &Last) -> Coherency {
-        Coherency::NonCoherent { because: Because::NoSnoopControl }
+        Coherency::Coherent
     }
 
     fn take_fault(&self) -> Option<Fault> {

@@ -99,6 +99,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
             taken.give_back();
             return Err(Error::PageTooLarge { page_size });
         }
+        self.flush_before(&context.tables, taken.extent());
         match self.driver.map(&Permit::new(), &context.tables, iova, taken.extent(), access) {
             Ok(outcome) => {
                 taken.install();
@@ -120,16 +121,16 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     ) -> Result<u64, Error> {
         let context = entered.context()?;
         if context.backing.is_extents() {
-            return self.unmap_telling(entered, context, range, &mut Unheard);
+            return self.unmap_and_flush(entered, context, range, &mut Unheard);
         }
         let mut returned = Returned::new(&self.memory, &context.backing);
-        let bytes = self.unmap_telling(entered, context, range, &mut returned)?;
+        let bytes = self.unmap_and_flush(entered, context, range, &mut returned)?;
         returned.give_back();
         Ok(bytes)
     }
 
-    #[inline]
-    fn unmap_telling<R: Removals>(
+    #[inline(always)]
+    pub(crate) fn unmap_telling<R: Removals>(
         &self,
         entered: &Entered<'_, D::Context>,
         context: &Context<D::Context>,
@@ -150,7 +151,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Ends tables that no device uses; what they still mapped is counted out.
     pub(crate) fn end_tables(&self, context: Context<D::Context>) -> Result<(), Error> {
         let mut returned = Returned::new(&self.memory, &context.backing);
-        self.driver.destroy(&Permit::new(), context.tables, &mut returned).confirmed()?;
+        self.destroy_and_flush(context.tables, &mut returned).confirmed()?;
         returned.give_back();
         Ok(())
     }

@@ -36,13 +36,26 @@ pub(crate) fn reach_is_claimed(state: &State, number: usize) -> bool {
     })
 }
 
+/// Whatever leads to a BAR is a context of the owner of its group; where hardware did not confirm that it
+/// leads there no more, nobody owns the group any more.
+pub(crate) fn bar_is_its_owners(state: &State, group: GroupId) -> bool {
+    let lead = state.world.lead_to_bar(group, state.effects());
+    let owner = state.policy.tenancy(group).expect("a group").map(|tenancy| tenancy.owner);
+    let quarantined = state.policy.health(group) == Ok(Health::Quarantined);
+    (0..CONTEXTS).filter(|context| lead & 1 << context != 0).all(|context| {
+        let is_owners = owner.is_some() && state.policy.owner_of(context) == owner;
+        is_owners || (quarantined && !gone(&state.policy, context))
+    })
+}
+
 pub(crate) fn releases_nothing_reachable(state: &State, effect: Effect) -> bool {
     let reach = |device| state.world.may_reach(&state.policy, device, state.effects());
     let reached: u8 = (0..DEVICES).map(reach).fold(0, |all, one| all | one);
     match effect {
         Effect::Dissolve { context } => {
             let referred = state.world.references.contains(&Some(context));
-            reached & 1 << context == 0 && state.world.gates[context] == Gate::Empty && !referred
+            let no_bar = state.world.bars.iter().all(|contexts| contexts & 1 << context == 0);
+            no_bar && reached & 1 << context == 0 && state.world.gates[context] == Gate::Empty && !referred
         }
         Effect::ReleaseMemory { vm: VmId(vm) } => (0..CONTEXTS).all(|context| {
             let owned = state.policy.owner_of(context) == Some(Owner::Guest(VmId(vm)));

@@ -1,8 +1,9 @@
 //! What the hardware and the holders of references may be doing: all that the invariants are about.
 
-use portcullis_hal::{DeviceId, RequesterId, Segment};
+use portcullis_fake::dma::extent;
+use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysRange, RequesterId, Segment};
 use portcullis_iommu::{
-    GroupId, VmId,
+    ContextHandle, GroupId, VmId,
     ownership::{Answer, Effect, Life, Owner, Ownership, Request},
 };
 
@@ -47,6 +48,8 @@ pub(crate) struct World {
     pub(crate) gates: [Gate; CONTEXTS],
     /// Holds that each owner believes to have, by group.
     pub(crate) holds: [[u8; VMS + 1]; GROUPS],
+    /// For the BAR of each group's first device, the contexts that lead to it: a bit each.
+    pub(crate) bars: [u8; GROUPS],
     /// The context that each external reference relies on, by place.
     pub(crate) references: [Option<usize>; USERS],
 }
@@ -69,6 +72,12 @@ impl World {
             }
             Effect::Close { context } | Effect::Drain { context } if answer == Answer::Done => {
                 self.gates[context] = Gate::Empty;
+            }
+            Effect::MapBar { group, mapping, .. } if !matches!(answer, Answer::Refused(_)) => {
+                self.bars[group.0 as usize] |= 1 << mapping.context;
+            }
+            Effect::UnmapBar { group, mapping } if answer == Answer::Done => {
+                self.bars[group.0 as usize] &= !(1 << mapping.context);
             }
             Effect::Dissolve { context } if answer == Answer::Done => self.gates[context] = Gate::Open,
             _ => {}
@@ -105,6 +114,15 @@ impl World {
         joining.fold(self.reach[device], |reach, context: u8| reach | context)
     }
 
+    /// Contexts that lead to a group's BAR, or will when `effects` are done.
+    pub(crate) fn lead_to_bar(&self, group: GroupId, effects: impl Iterator<Item = Effect>) -> u8 {
+        let mapped = effects.filter_map(|effect| match effect {
+            Effect::MapBar { group: mapped, mapping, .. } if mapped == group => Some(1 << mapping.context),
+            _ => None,
+        });
+        mapped.fold(self.bars[group.0 as usize], |contexts, context: u8| contexts | context)
+    }
+
     /// Whether `request` ends an ownership whether or not its holds were given up.
     pub(crate) fn ends_ownership(request: Request) -> bool {
         matches!(request, Request::Revoke { .. } | Request::VmDied { .. } | Request::RemoveDevice { .. })
@@ -117,6 +135,31 @@ impl World {
     pub(crate) fn owners(&self, group: usize) -> usize {
         self.holds[group].iter().filter(|holds| **holds > 0).count()
     }
+}
+
+/// The BAR of a group's first device: a page of its own, wherever it is mapped.
+fn bar(group: GroupId) -> DmaExtent {
+    extent((1 << 32) + (u64::from(group.0) << 12), 1 << 12)
+}
+
+fn iova_of_bar(group: GroupId) -> IovaRange {
+    IovaRange::new(Iova::new(u64::from(group.0) << 12), 1 << 12).expect("a page")
+}
+
+pub(crate) fn declare_bars(policy: &mut Policy) {
+    for group in groups() {
+        let range = PhysRange::new(bar(group).start(), bar(group).bytes()).expect("a page");
+        policy.declare_bar(device(2 * group.0 as usize), range).expect("a BAR");
+    }
+}
+
+pub(crate) fn map_bar(context: ContextHandle, group: GroupId) -> Request {
+    let (device, iova) = (device(2 * group.0 as usize), iova_of_bar(group));
+    Request::MapBar { context, device, iova, extent: bar(group), access: Access::all() }
+}
+
+pub(crate) fn unmap_bar(context: ContextHandle, group: GroupId) -> Request {
+    Request::UnmapBar { context, iova: iova_of_bar(group) }
 }
 
 pub(crate) fn groups() -> impl Iterator<Item = GroupId> {

@@ -22,6 +22,7 @@ const BASE: Requests = Requests {
     revoke: false,
     die: false,
     hot_plug: false,
+    bars: false,
     cpus: 2,
     vms: 3,
     holds: 1,
@@ -75,6 +76,16 @@ fn a20_b20_switches_under_an_external_user() {
 }
 
 #[test]
+fn a19_a20_bars_against_release_and_revocation_on_two_cpus() {
+    exhaust("BARs", Requests { bars: true, revoke: true, vms: 2, ..BASE });
+}
+
+#[test]
+fn a19_b20_bars_in_two_contexts_against_death() {
+    exhaust("BARs, death", Requests { bars: true, die: true, contexts: 2, cpus: 1, vms: 2, ..BASE });
+}
+
+#[test]
 fn a20_b20_everything_one_at_a_time() {
     exhaust(
         "everything",
@@ -90,6 +101,11 @@ fn a20_the_model_notices_two_owners() {
 #[test]
 fn a20_the_model_notices_reach_without_a_claim() {
     finds(Flaw::BlockSkipped, "no reach without a claim", BASE);
+}
+
+#[test]
+fn a19_the_model_notices_a_bar_that_outlives_its_ownership() {
+    finds(Flaw::BarLeft, "no BAR but for its owner", Requests { bars: true, vms: 1, ..BASE });
 }
 
 #[test]

@@ -12,10 +12,12 @@ use portcullis_iommu::{
 use stateright::{Model, Property};
 
 use crate::invariants::{
-    every_operation_ends, no_reference_lost, one_owner, reach_is_claimed, releases_nothing_reachable,
+    bar_is_its_owners, every_operation_ends, no_reference_lost, one_owner, reach_is_claimed,
+    releases_nothing_reachable,
 };
 use crate::machine::{
-    CONTEXTS, DEVICES, GROUPS, Policy, USERS, VMS, World, device, groups, owner_index, vms,
+    CONTEXTS, DEVICES, GROUPS, Policy, USERS, VMS, World, declare_bars, device, groups, map_bar, owner_index,
+    unmap_bar, vms,
 };
 
 pub(crate) const DEAD: Error = Error::Timeout(TimedOut { register: 0, bits: 1 });
@@ -30,6 +32,7 @@ pub(crate) struct Requests {
     pub(crate) revoke: bool,
     pub(crate) die: bool,
     pub hot_plug: bool,
+    pub(crate) bars: bool,
     pub(crate) cpus: usize,
     pub(crate) vms: usize,
     pub(crate) holds: u8,
@@ -42,6 +45,8 @@ pub(crate) struct Requests {
 pub(crate) enum Flaw {
     /// Reports a group as blocked without having blocked it.
     BlockSkipped,
+    /// Reports a BAR as unmapped that still is.
+    BarLeft,
     /// Dissolves where it was told to shut the gate.
     DissolvedFirst,
     /// Takes a refusal for a claim.
@@ -103,6 +108,9 @@ impl Model for Protocol {
         for group in 0..GROUPS {
             policy.add_group(&[device(2 * group), device(2 * group + 1)]).expect("a group");
         }
+        if self.requests.bars {
+            declare_bars(&mut policy);
+        }
         let mut state =
             State { policy, cpus: Vec::new(), world: World::default(), refusal: Refusals::ChangedNothing };
         state.settle(self, First::Yes);
@@ -152,6 +160,9 @@ impl Model for Protocol {
             Property::always("no memory released while reachable", |protocol: &Self, state: &State| {
                 state.effects().all(|effect| releases_nothing_reachable(state, protocol.as_done(effect)))
             }),
+            Property::always("no BAR but for its owner", |_, state: &State| {
+                groups().all(|group| bar_is_its_owners(state, group))
+            }),
             Property::always("no reference lost", |_, state: &State| no_reference_lost(state)),
             Property::always("every operation ends", |_, state: &State| every_operation_ends(state)),
             Property::always("a refusal changes nothing", |_, state: &State| {
@@ -167,10 +178,11 @@ fn answers(effect: Effect) -> impl Iterator<Item = Answer> {
         Effect::Block { .. }
         | Effect::BlockDevice { .. }
         | Effect::Drain { .. }
+        | Effect::UnmapBar { .. }
         | Effect::Dissolve { .. } => {
             vec![failed]
         }
-        Effect::Switch { .. } | Effect::Close { .. } => vec![refused, failed],
+        Effect::Switch { .. } | Effect::Close { .. } | Effect::MapBar { .. } => vec![refused, failed],
         Effect::Make { .. } => vec![refused],
         _ => vec![],
     };
@@ -207,6 +219,10 @@ impl Protocol {
         }
         for context in (0..CONTEXTS).filter_map(|slot| state.policy.handle_of(slot)) {
             ask(Request::DestroyContext { context });
+            if self.requests.bars {
+                groups().for_each(|group| ask(map_bar(context, group)));
+                groups().for_each(|group| ask(unmap_bar(context, group)));
+            }
         }
         requests_of_users(state, self.requests.users, &mut ask);
         if self.requests.hot_plug {
@@ -333,7 +349,8 @@ impl State {
         let Step::Do(effect) = cpu.operation.step() else { return };
         cpu.steps = (cpu.steps + 1).min(MOST_STEPS + 1);
         match (protocol.flaw, effect) {
-            (Some(Flaw::BlockSkipped), Effect::Block { .. }) => {}
+            (Some(Flaw::BlockSkipped), Effect::Block { .. })
+            | (Some(Flaw::BarLeft), Effect::UnmapBar { .. }) => {}
             (Some(Flaw::DrainedForEver), Effect::Drain { .. }) if answer != Answer::Done => return,
             _ => self.world.does(&self.policy, effect, answer),
         }

@@ -11,7 +11,8 @@ use std::{
 
 pub(crate) use portcullis_fake::memory::extent;
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, TimedOut,
+    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
+    TimedOut,
 };
 use portcullis_iommu::{
     Aperture, Coherency, ContextHandle, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit,
@@ -181,6 +182,8 @@ impl Driver for Pages {
         let (&first, &(phys, bytes)) = entries.range(..=iova).next_back()?;
         (iova - first < bytes).then(|| (PhysAddr::new(phys + iova - first), Access::all()))
     }
+
+    fn flush_lines(&self, _: &Permit, _: Option<PhysRange>) {}
 
     fn coherency(&self, _: &Tables) -> Coherency {
         Coherency::Coherent

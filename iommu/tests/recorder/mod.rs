@@ -12,7 +12,7 @@ use portcullis_fake::{
     obedient::ObedientFunctions,
 };
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RequesterId, Segment, TimedOut,
+    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment, TimedOut,
 };
 use portcullis_iommu::{
     Aperture, Because, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
@@ -28,9 +28,11 @@ pub(crate) const PAGE: u64 = 4096;
 pub(crate) enum Did {
     Block,
     Attach(u32),
+    Map,
     Unmap,
     Flush,
     Destroy(u32),
+    FlushLines(Option<PhysRange>),
 }
 
 #[derive(Default)]
@@ -80,8 +82,16 @@ impl Driver for Recorder {
         Ok(Tables { number: state.contexts, coherent, entries: RefCell::default() })
     }
 
-    fn destroy<R: Removals>(&self, _: &Permit, context: Tables, _: &mut R) -> Outcome {
-        self.act(Did::Destroy(context.number))
+    fn destroy<R: Removals>(&self, _: &Permit, context: Tables, removals: &mut R) -> Outcome {
+        let outcome = self.act(Did::Destroy(context.number));
+        if outcome == Outcome::Done {
+            context
+                .entries
+                .take()
+                .values()
+                .for_each(|&(start, _)| removals.removed(PhysAddr::new(start), PAGE));
+        }
+        outcome
     }
 
     fn aperture(&self, _: &Tables) -> Aperture {
@@ -115,6 +125,7 @@ impl Driver for Recorder {
         to: DmaExtent,
         access: Access,
     ) -> Result<Outcome, Error> {
+        self.0.borrow_mut().did.push(Did::Map);
         context.entries.borrow_mut().insert(iova.as_u64(), (to.start().as_u64(), access));
         Ok(Outcome::Done)
     }
@@ -125,10 +136,14 @@ impl Driver for Recorder {
         context: &Tables,
         range: IovaRange,
         debts: &mut Debts,
-        _: &mut R,
+        removals: &mut R,
     ) -> Result<u64, Error> {
         self.0.borrow_mut().did.push(Did::Unmap);
-        context.entries.borrow_mut().remove(&range.start().as_u64());
+        let mut entries = context.entries.borrow_mut();
+        for (_, (start, _)) in entries.extract_if(range.start().as_u64()..=range.last().as_u64(), |_, _| true)
+        {
+            removals.removed(PhysAddr::new(start), PAGE);
+        }
         debts.owe(Run { range, tables_changed: TablesChanged::LeavesOnly });
         Ok(range.bytes())
     }
@@ -155,6 +170,10 @@ impl Driver for Recorder {
         }
         context.coherent.set(true);
         Ok(())
+    }
+
+    fn flush_lines(&self, _: &Permit, memory: Option<PhysRange>) {
+        self.0.borrow_mut().did.push(Did::FlushLines(memory));
     }
 
     fn coherency(&self, context: &Tables) -> Coherency {

@@ -15,7 +15,9 @@ use loom::{
     thread,
 };
 use portcullis_fake::obedient::ObedientFunctions;
-use portcullis_hal::{Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RequesterId, Segment};
+use portcullis_hal::{
+    Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
+};
 use portcullis_iommu::{
     Aperture, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
     PageSizes, Permit, Removals, Target, VmId, pci::Method,
@@ -150,6 +152,8 @@ impl Driver for Small {
     fn enforce_cache_coherency(&self, _: &Permit, _: &Tables) -> Result<(), Error> {
         Err(Error::NoSnoopControl)
     }
+
+    fn flush_lines(&self, _: &Permit, _: Option<PhysRange>) {}
 
     fn coherency(&self, context: &Tables) -> Coherency {
         context.coherency

@@ -9,8 +9,9 @@ use portcullis_iommu::Error;
 
 /// Stripes of one tree; a last-level table falls into one of them.
 const STRIPES: u32 = 64;
-/// Looks at a taken stripe before giving up. Its holder waits for nothing.
-const PATIENCE: u32 = 1 << 14;
+/// Looks at a taken stripe before giving up. Its holder waits for nothing. Few for the model checker, which
+/// tries each number of them.
+const PATIENCE: u32 = if cfg!(loom) { 2 } else { 1 << 14 };
 /// 2^64 divided by the golden ratio: spreads neighbours (Knuth, TAOCP 3, 6.4).
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 

@@ -143,6 +143,7 @@ impl SecondStage {
     }
 
     /// Whether every page that is mapped is cache-coherent.
+    #[inline]
     #[must_use]
     pub fn is_coherent(&self) -> bool {
         self.snoop.load(Ordering::Acquire) != 0

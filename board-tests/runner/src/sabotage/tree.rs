@@ -32,9 +32,21 @@ impl Tree {
 
     /// Cargo, to be run in the copy.
     pub(super) fn cargo(&self) -> Command {
+        self.cargo_into("sabotage/build")
+    }
+
+    /// The same for tests that run under the model checker. It has a build folder of its own, and wants
+    /// speed: unoptimised, it takes minutes.
+    pub(super) fn cargo_for_models(&self) -> Command {
+        let mut command = self.cargo_into("sabotage/loom");
+        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_PROFILE_DEV_OPT_LEVEL", "3");
+        command
+    }
+
+    fn cargo_into(&self, build: &str) -> Command {
         let mut command = self.project.cargo();
         command.current_dir(&self.folder);
-        command.env("CARGO_TARGET_DIR", self.project.target().join("sabotage/build"));
+        command.env("CARGO_TARGET_DIR", self.project.target().join(build));
         command
     }
 
