@@ -173,8 +173,16 @@ impl Table {
     }
 }
 
+/// Gives the pages of a tree back that is reached by nothing but `tree`; tells `removals` what was still mapped.
+pub(crate) fn end<M: TableMemory, T: Removals>(pool: &PagePool<M>, tree: Tree, removals: &mut T) {
+    let address = pool.memory().page_address(tree.root_page());
+    if let Some(root) = pool.reclaim(address, tree.geometry.level_pages()) {
+        give_back(pool, tree.geometry, root, u32::from(tree.geometry.levels()) - 1, removals);
+    }
+}
+
 /// Takes one zeroed table.
-fn take<M: TableMemory>(pool: &PagePool<M>, geometry: Geometry) -> Result<PageRun, Error> {
+pub(crate) fn take<M: TableMemory>(pool: &PagePool<M>, geometry: Geometry) -> Result<PageRun, Error> {
     let count = geometry.level_pages();
     pool.take(count).map_err(|error| match error {
         PoolError::NeedPages { count } | PoolError::BadCount { count } => Error::NeedPages { count },

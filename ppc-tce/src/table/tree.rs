@@ -5,6 +5,9 @@ use portcullis_hal::{
     sync::{AtomicU64, Ordering},
 };
 
+use portcullis_iommu::Error;
+
+use super::take;
 use crate::{geometry::Geometry, spec::tce::Tce};
 
 /// Shape and place of a tree: all that a look-up needs, in a value that fits anywhere. Who holds one sees to it that the
@@ -30,6 +33,11 @@ impl Tree {
             slot_mask: (1 << geometry.level_bits()) - 1,
             root_shift: geometry.index_bits() - geometry.level_bits(),
         }
+    }
+
+    /// First page of the root.
+    pub(crate) const fn root_page(&self) -> usize {
+        self.root_place / TABLE_PAGE_CELLS
     }
 
     /// Where the entry at `index`, which lies in the tree, stands among the cells of the donated memory.
@@ -80,7 +88,7 @@ impl Tree {
 
     /// The cells of the root.
     pub(super) fn root<'p, M: TableMemory>(&self, pool: &'p PagePool<M>) -> Option<&'p [AtomicU64]> {
-        pool.memory().pages(self.root_place / TABLE_PAGE_CELLS, self.geometry.level_pages())
+        pool.memory().pages(self.root_page(), self.geometry.level_pages())
     }
 
     /// How many levels over the last one the entry stands at which the walk to `index` ends early.
@@ -100,5 +108,34 @@ impl Tree {
     pub(crate) fn last_missing<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> u64 {
         let above = self.missing_at(pool, index).unwrap_or(0);
         index | ((1 << (self.geometry.level_bits() * above)) - 1)
+    }
+
+    /// Links what is missing on the way to `index`, one table after the other: what was linked stays when the next one
+    /// cannot be had.
+    pub(crate) fn provide<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Result<(), Error> {
+        let broken = Error::Unsupported { value: index };
+        let mut cells = self.root(pool).ok_or(broken)?;
+        for above in (1..u32::from(self.geometry.levels())).rev() {
+            let cell = cells.get(self.geometry.slot(index, above)).ok_or(broken)?;
+            let entry = match Tce::from_memory(cell.load(Ordering::Acquire)) {
+                entry if entry.is_valid() => entry,
+                _ => self.link(pool, cell)?,
+            };
+            cells = self.child(pool, entry).ok_or(broken)?;
+        }
+        Ok(())
+    }
+
+    /// Installs an empty table at `cell`. When another CPU was faster, its table is used and ours goes back.
+    fn link<M: TableMemory>(&self, pool: &PagePool<M>, cell: &AtomicU64) -> Result<Tce, Error> {
+        let table = take(pool, self.geometry)?;
+        let entry = Tce::indirect(pool.address(&table));
+        match cell.compare_exchange(0, entry.to_memory(), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(entry),
+            Err(faster) => {
+                pool.give_back(table);
+                Ok(Tce::from_memory(faster))
+            }
+        }
     }
 }

@@ -1,0 +1,170 @@
+//! The hardware tables behind a window.
+
+use heapless::Vec;
+use portcullis_hal::{Access, Iova};
+use portcullis_iommu::{EntryDriver, Error, Inside, Owed, RegionPart, Session};
+
+use super::{
+    reply::{Mode, Stop, Why},
+    slot::{PLACES, Slot},
+    spec::Status,
+};
+
+/// The hardware tables that one call, or step of a call, keeps in step.
+pub(super) struct Connected<'s, D: EntryDriver> {
+    tables: Vec<Inside<'s, D>, PLACES>,
+    /// Whether an entry was changed since the last kill.
+    changed: bool,
+}
+
+/// The entries of some pages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub(super) ioba: u64,
+    pub(super) bytes: u64,
+}
+
+impl<'s, D: EntryDriver> Connected<'s, D> {
+    /// One table alone.
+    pub(super) fn one(inside: Inside<'s, D>) -> Self {
+        let mut tables = Vec::new();
+        // There is room for more than one.
+        let _ = tables.push(inside);
+        Self { tables, changed: false }
+    }
+
+    /// The tables in the places that are in use. One that ended is left out: its entries were counted out then.
+    #[inline]
+    pub(super) fn find<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        slot: &Slot,
+        used: usize,
+    ) -> Result<Self, Stop> {
+        let mut tables = Vec::new();
+        for handle in slot.places().iter().take(used).filter_map(|place| place.handle()) {
+            match session.context(handle) {
+                // There is room for one of each place.
+                Ok(inside) => drop(tables.push(inside)),
+                Err(Error::Stale { .. }) => {}
+                // It is just being ended.
+                Err(_) => return Err(Stop::Lacking(Why::Contended)),
+            }
+        }
+        Ok(Self { tables, changed: false })
+    }
+
+    /// Whether all tables can map pages of the region: theirs are not larger, and hardware reaches its addresses.
+    #[inline]
+    pub(super) fn admits<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        part: &RegionPart<'_>,
+    ) -> Result<(), Stop> {
+        for inside in &self.tables {
+            let sizes = session.aperture(inside).page_sizes.bits();
+            if !part.fits_pages_of(sizes & sizes.wrapping_neg()) {
+                return Err(Stop::Lacking(Why::Unregistered));
+            }
+            if !session.reaches(inside, part) {
+                return Err(Stop::PARAMETER);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that no table page is missing for a span.
+    #[inline]
+    pub(super) fn prepare<
+        N: Mode,
+        const GROUPS: usize,
+        const CONTEXTS: usize,
+        const CPUS: usize,
+    >(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        span: Span,
+    ) -> Result<(), Stop> {
+        for inside in &self.tables {
+            let mut checked = session.check_tables(inside, Iova::new(span.ioba), span.bytes);
+            if N::FINAL && checked.is_err() {
+                checked = session.provide_tables(inside, Iova::new(span.ioba), span.bytes);
+            }
+            checked.map_err(lacking)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the entries of a span in all tables. The caller has taken them, and prepared for new ones.
+    ///
+    /// When that is refused, which the preparation excludes, none of the tables maps anything there.
+    #[inline]
+    pub(super) fn replace<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        span: Span,
+        new: Option<(&RegionPart<'_>, Access)>,
+        owed: &mut Owed<'_, CPUS>,
+    ) -> Result<(), Stop> {
+        let mut replaced = Ok(());
+        for inside in &self.tables {
+            self.changed = true;
+            replaced = replaced.and(session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed));
+        }
+        if replaced.is_err() {
+            return self.replace_by_none(session, span, owed);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn replace_by_none<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        span: Span,
+        owed: &mut Owed<'_, CPUS>,
+    ) -> Result<(), Stop> {
+        for inside in &self.tables {
+            // Clearing needs nothing that could be missing.
+            let _ = session.exchange(inside, Iova::new(span.ioba), span.bytes, None, owed);
+        }
+        Err(Stop::Refused(Status::Hardware))
+    }
+
+    /// Makes hardware forget what was replaced, then counts it out. Without a confirmation it stays counted.
+    #[inline]
+    pub(super) fn finish<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        owed: Owed<'_, CPUS>,
+    ) -> Result<(), Error> {
+        if !self.changed {
+            return Ok(());
+        }
+        self.changed = false;
+        let mut killed = Ok(());
+        for inside in &self.tables {
+            killed = killed.and(session.kill(inside));
+        }
+        killed?;
+        session.settle(owed);
+        Ok(())
+    }
+}
+
+/// What a call comes to that the tables refuse.
+#[cold]
+fn lacking(error: Error) -> Stop {
+    match error {
+        Error::NeedPages { .. } => Stop::Lacking(Why::NeedPages),
+        Error::Busy => Stop::Lacking(Why::Contended),
+        // A part of the window that hardware does not translate: MSIs.
+        _ => Stop::PARAMETER,
+    }
+}
+
+/// Hardware did not confirm a kill.
+#[cold]
+pub(super) fn unconfirmed(_: Error) -> Stop {
+    Stop::Refused(Status::Hardware)
+}
