@@ -17,6 +17,7 @@ pub mod dma;
 pub mod gate;
 pub mod page_pool;
 pub mod register_io;
+pub mod seats;
 pub mod sync;
 pub mod table_memory;
 

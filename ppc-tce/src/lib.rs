@@ -14,6 +14,7 @@
 
 pub mod context;
 pub mod driver;
+mod entries;
 pub mod firmware;
 pub mod generation;
 pub mod geometry;

@@ -5,6 +5,7 @@
 //! Nothing here allocates, and every loop is bounded by the range that the caller named.
 
 mod range;
+mod replace;
 mod reserve;
 mod stripes;
 
