@@ -18,6 +18,7 @@ pub mod gate;
 pub mod guest_memory;
 pub mod page_pool;
 pub mod register_io;
+pub mod seats;
 pub mod sync;
 pub mod table_memory;
 

@@ -138,6 +138,22 @@ impl Context {
         Ok(Entries::inside(first, first + (more >> self.page_size().shift())))
     }
 
+    /// The entries of a range that is to be emptied: those of MSIs, too, which never led anywhere.
+    #[inline]
+    pub(crate) fn entries_to_empty(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
+        match self.entries(iova, bytes, PhysAddr::new(0)) {
+            Err(Error::OutsideAperture { .. }) => self.entries_around_msi(iova, bytes),
+            found => found,
+        }
+    }
+
+    #[cold]
+    fn entries_around_msi(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
+        let range = IovaRange::new(iova, bytes).ok().filter(|&range| self.range.contains(range));
+        let range = range.ok_or(Error::OutsideAperture { iova, bytes })?;
+        Ok(Entries::inside(self.index(range.start()), self.index(range.last())))
+    }
+
     #[cold]
     fn misaligned(&self, numbers: [u64; 3]) -> Error {
         let wrong = numbers.into_iter().find(|number| number & self.page_mask != 0);

@@ -12,7 +12,8 @@ use std::{
 
 pub use crate::dma::extent;
 use portcullis_hal::{
-    CacheMaintenance, Clock, DmaExtent, DonatedPages, GuestMemory, PhysAddr, TableMemory, table_memory::TABLE_PAGE_CELLS,
+    CacheMaintenance, Clock, DmaExtent, DonatedPages, GuestMemory, PhysAddr, TableMemory,
+    table_memory::TABLE_PAGE_CELLS,
 };
 
 /// Cells of 8 bytes in one cache line.

@@ -3,7 +3,10 @@
 use core::{arch::asm, ptr::NonNull, time::Duration};
 
 use super::window::Window;
-use crate::{addr::PhysAddr, cache::CacheMaintenance, clock::Clock, dma::DmaExtent, guest_memory::GuestMemory, register_io::RegisterIo};
+use crate::{
+    addr::PhysAddr, cache::CacheMaintenance, clock::Clock, dma::DmaExtent, guest_memory::GuestMemory,
+    register_io::RegisterIo,
+};
 
 /// Big-endian registers of a host bridge, reached in hypervisor real mode (MSR[DR] = 0) by the
 /// cache-inhibited loads and stores (Power ISA, Book III, "Load/Store Caching Inhibited Indexed").

@@ -74,12 +74,7 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
 
     /// Sees to it that no table page is missing for a span.
     #[inline]
-    pub(super) fn prepare<
-        N: Mode,
-        const GROUPS: usize,
-        const CONTEXTS: usize,
-        const CPUS: usize,
-    >(
+    pub(super) fn prepare<N: Mode, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
         &self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         span: Span,
@@ -96,7 +91,7 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
 
     /// Replaces the entries of a span in all tables. The caller has taken them, and prepared for new ones.
     ///
-    /// When that is refused, which the preparation excludes, none of the tables maps anything there.
+    /// When a table refuses, which the preparation excludes, the caller [empties](Self::empty) all of them.
     #[inline]
     pub(super) fn replace<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
         &mut self,
@@ -105,30 +100,26 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         new: Option<(&RegionPart<'_>, Access)>,
         owed: &mut Owed<'_, CPUS>,
     ) -> Result<(), Stop> {
-        let mut replaced = Ok(());
         for inside in &self.tables {
             self.changed = true;
-            replaced = replaced.and(session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed));
-        }
-        if replaced.is_err() {
-            return self.replace_by_none(session, span, owed);
+            session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed).map_err(refused)?;
         }
         Ok(())
     }
 
+    /// Empties the entries of a span in all tables: that needs nothing that could be missing.
     #[cold]
     #[inline(never)]
-    fn replace_by_none<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
-        &self,
+    pub(super) fn empty<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         span: Span,
         owed: &mut Owed<'_, CPUS>,
-    ) -> Result<(), Stop> {
+    ) {
         for inside in &self.tables {
-            // Clearing needs nothing that could be missing.
+            self.changed = true;
             let _ = session.exchange(inside, Iova::new(span.ioba), span.bytes, None, owed);
         }
-        Err(Stop::Refused(Status::Hardware))
     }
 
     /// Makes hardware forget what was replaced, then counts it out. Without a confirmation it stays counted.
@@ -161,6 +152,12 @@ fn lacking(error: Error) -> Stop {
         // A part of the window that hardware does not translate: MSIs.
         _ => Stop::PARAMETER,
     }
+}
+
+/// A table refused what was prepared.
+#[cold]
+fn refused(_: Error) -> Stop {
+    Stop::Refused(Status::Hardware)
 }
 
 /// Hardware did not confirm a kill.

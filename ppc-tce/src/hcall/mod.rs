@@ -33,26 +33,26 @@ use portcullis_hal::{
     GuestMemory, PagePool, TableMemory, array_of,
     sync::{Mutex, MutexGuard},
 };
-use portcullis_iommu::{EntryDriver, Iommu, MAX_VMS, Seat, Session, VmId};
+use portcullis_iommu::{EntryDriver, Error, Iommu, Seat, VmId, coherency::MAX_VMS};
 
-use self::{
-    reply::{Stop, done},
-    slot::{GuestTable, Slot, key},
-    spec::{Status, opcode},
-    view::View,
-};
 pub use self::{
+    connect::Patience,
     error::HcallError,
     reply::{Mode, RealMode, Reply, VirtualMode, Why},
     slot::{Liobn, PLACES},
     vcpu::Vcpu,
     window::WindowSpec,
 };
+use self::{
+    reply::{Stop, done},
+    slot::{GuestTable, Slot, key},
+    spec::{Status, opcode},
+    view::View,
+};
 
 /// The windows of all VMs, at most `WINDOWS`, and the calls on them.
 ///
 /// `V` is where views live, `M` how guests' memory is read.
-#[derive(Debug)]
 pub struct Hypercalls<
     'i,
     D: EntryDriver,
@@ -98,7 +98,6 @@ where
     /// [`HcallError::Iommu`] with `UnknownVm`, with `Unsupported` when so many levels cannot hold the view, or with
     /// `NeedPages` when there is no page for its root. Nothing changed.
     pub fn register(&self, vm: VmId, liobn: Liobn, spec: &WindowSpec) -> Result<(), HcallError> {
-        use portcullis_iommu::Error;
         if vm.0 as usize >= MAX_VMS {
             return Err(Error::UnknownVm { vm }.into());
         }

@@ -53,7 +53,10 @@ where
         }
         match replaced {
             Ok(()) => entry.write(tce.as_u64(), Word::of(tce)),
-            Err(_) => entry.write(0, Word::DEAD),
+            Err(_) => {
+                connected.empty(session, span, &mut owed);
+                entry.write(0, Word::DEAD);
+            }
         }
         connected.finish(session, owed).map_err(unconfirmed)?;
         replaced
@@ -85,13 +88,7 @@ where
 
 /// The host memory behind guest pages; `hint` is the slot of the region used last.
 #[inline]
-pub(super) fn memory<
-    's,
-    D: EntryDriver,
-    const GROUPS: usize,
-    const CONTEXTS: usize,
-    const CPUS: usize,
->(
+pub(super) fn memory<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
     session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
     hint: &mut u32,
     address: u64,

@@ -119,35 +119,47 @@ impl Slot {
     pub(super) fn fill(&self, key: u64, table: &GuestTable) {
         let (levels, level_bits, root) = table.view.shape();
         let window = table.window;
-        let shape =
-            [window.page_shift, window.bytes.trailing_zeros() as u8, levels, level_bits, 0, 0, 0, 0];
+        let shape = [window.page_shift, window.bytes.trailing_zeros() as u8, levels, level_bits, 0, 0, 0, 0];
         let cap = if table.stuff_cap == u64::MAX { 0 } else { table.stuff_cap };
         self.start.store(window.start, Ordering::Relaxed);
         self.shape.store(u64::from_le_bytes(shape), Ordering::Relaxed);
         self.root.store(root as u64, Ordering::Relaxed);
         self.limits.store(cap | u64::from(table.budget) << 32, Ordering::Relaxed);
         self.key.store(key, Ordering::Relaxed);
-        self.publish();
+        self.change(OPEN);
     }
 
     /// Lets no call in any more. What was inside goes on until its session ends.
     pub(super) fn close(&self) {
+        self.change(0);
+    }
+
+    /// Whether the slot is, or was, one of this VM's.
+    pub(super) fn is_of(&self, vm: VmId) -> bool {
+        self.key() >> 32 == u64::from(vm.0) + 1
+    }
+
+    /// Whether calls find the slot. For the control plane.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & OPEN != 0
+    }
+
+    /// Lets sessions that begin from now on see the places as they are; whether the slot is open stays as it is.
+    pub(super) fn publish(&self) {
+        self.change(self.state.load(Ordering::Relaxed) & OPEN);
+    }
+
+    fn change(&self, open: u64) {
+        let used = self.places.iter().rposition(|place| place.handle().is_some());
+        let used = used.map_or(0, |last| last as u64 + 1);
         let state = self.state.load(Ordering::Relaxed);
-        self.state.swap(state.wrapping_add(CHANGE) & !OPEN, Ordering::SeqCst);
+        let next = state.wrapping_add(CHANGE) & !(CHANGE - 1) | used << USED_SHIFT | open;
+        self.state.swap(next, Ordering::SeqCst);
     }
 
     /// Makes a slot free that was closed, and at which nobody looks any more.
     pub(super) fn empty(&self) {
         self.key.store(0, Ordering::Release);
-    }
-
-    /// Opens the slot, or lets sessions that begin from now on see the places as they are.
-    pub(super) fn publish(&self) {
-        let used = self.places.iter().rposition(|place| place.handle().is_some());
-        let used = used.map_or(0, |last| last as u64 + 1);
-        let state = self.state.load(Ordering::Relaxed);
-        let rest = (state.wrapping_add(CHANGE)) & !(USED << USED_SHIFT);
-        self.state.swap(rest | used << USED_SHIFT | OPEN, Ordering::SeqCst);
     }
 }
 
@@ -164,6 +176,16 @@ pub(super) enum Held {
     Nothing,
     Connected(ContextHandle),
     Ending(ContextHandle),
+}
+
+impl Held {
+    /// The context in the place, whether calls use it or not.
+    pub(super) const fn handle(self) -> Option<ContextHandle> {
+        match self {
+            Self::Nothing => None,
+            Self::Connected(handle) | Self::Ending(handle) => Some(handle),
+        }
+    }
 }
 
 impl Place {

@@ -126,6 +126,9 @@ mod tests {
             [(0xf000, 1), (0x1_0008, 1), (0x1_f000, 2), (0x2_0000, 1), (0x1_0000, 17), (0x1_0000, u64::MAX)];
         assert!(refused.into_iter().all(|(ioba, count)| window.index(ioba, count).is_none()));
         let top = spec(12, u64::MAX << 12, 1 << 12).check().expect("a window");
-        assert_eq!((top.index(u64::MAX << 12, 1), top.index(u64::MAX << 12, 2), top.index(0, 1)), (Some(0), None, None));
+        assert_eq!(
+            (top.index(u64::MAX << 12, 1), top.index(u64::MAX << 12, 2), top.index(0, 1)),
+            (Some(0), None, None)
+        );
     }
 }

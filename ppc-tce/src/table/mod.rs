@@ -5,6 +5,7 @@
 //! Nothing here allocates, and every loop is bounded by the range that the caller named.
 
 mod range;
+mod replace;
 mod reserve;
 mod stripes;
 mod tree;
@@ -58,13 +59,7 @@ impl Table {
         }
         let root = take(pool, geometry)?;
         let pages = AtomicU32::new(count as u32);
-        Ok(Self {
-            tree: Tree::at(geometry, root.first()),
-            root,
-            pages,
-            page_limit,
-            stripes: Stripes::new(),
-        })
+        Ok(Self { tree: Tree::at(geometry, root.first()), root, pages, page_limit, stripes: Stripes::new() })
     }
 
     /// Shape of the tree.

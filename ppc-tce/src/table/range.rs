@@ -22,6 +22,16 @@ impl Entries {
     pub(crate) const fn inside(first: u64, last: u64) -> Self {
         Self { first, last }
     }
+
+    #[inline]
+    pub(super) const fn first(self) -> u64 {
+        self.first
+    }
+
+    #[inline]
+    pub(super) const fn last(self) -> u64 {
+        self.last
+    }
 }
 
 impl Table {
@@ -139,7 +149,11 @@ impl Table {
 
     /// The cell of a range that is one entry and exists.
     #[inline]
-    fn single<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, entries: Entries) -> Option<&'p AtomicU64> {
+    pub(super) fn single<'p, M: TableMemory>(
+        &self,
+        pool: &'p PagePool<M>,
+        entries: Entries,
+    ) -> Option<&'p AtomicU64> {
         if entries.first != entries.last {
             return None;
         }
@@ -149,7 +163,7 @@ impl Table {
     /// Calls `act` for each last-level table in the range with its part of the range and its cells there,
     /// and once, without cells, for each stretch that lies below one missing table.
     #[inline]
-    fn each_span<'p, M: TableMemory>(
+    pub(super) fn each_span<'p, M: TableMemory>(
         &self,
         pool: &'p PagePool<M>,
         entries: Entries,
@@ -177,7 +191,7 @@ impl Table {
 
     /// The last index in the last-level table of `index`.
     #[inline]
-    const fn last_in_table(&self, index: u64) -> u64 {
+    pub(super) const fn last_in_table(&self, index: u64) -> u64 {
         index | ((1 << self.tree.geometry.level_bits()) - 1)
     }
 
