@@ -40,13 +40,13 @@ pub use self::{
     error::HcallError,
     reply::{Mode, RealMode, Reply, VirtualMode, Why},
     slot::{Liobn, PLACES},
+    spec::{Status, TOO_HARD, opcode},
     vcpu::Vcpu,
     window::WindowSpec,
 };
 use self::{
     reply::{Stop, done},
     slot::{GuestTable, Slot, key},
-    spec::{Status, opcode},
     view::View,
 };
 
