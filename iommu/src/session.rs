@@ -130,7 +130,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// # Errors
     /// [`Error::Misaligned`] for a range that is no multiple of 4 KiB, [`Error::NotRegistered`],
     /// [`Error::Busy`] while it is being decided whether its region ends.
-    #[inline]
+    #[inline(always)]
     pub fn memory(&self, hint: u32, guest: GuestPhysRange) -> Result<RegionPart<'_>, Error> {
         let found = self.found.get();
         let part = self.iommu.memory.look(hint, found, &self.vm, guest)?;
@@ -144,7 +144,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// # Errors
     /// [`Error::Stale`]; [`Error::Busy`] while the context ends; [`Error::OwnedBy`] for another VM's context,
     /// [`Error::OwnedByHost`]; [`Error::OtherBacking`] when others map in it.
-    #[inline]
+    #[inline(always)]
     pub fn context(&self, handle: ContextHandle) -> Result<Inside<'_, D>, Error> {
         let stale = Error::Stale { slot: handle.slot };
         let number = handle.slot as usize;
@@ -182,7 +182,7 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>
 {
     /// What the context can map.
-    #[inline]
+    #[inline(always)]
     pub fn aperture(&self, inside: &Inside<'_, D>) -> Aperture {
         self.iommu.driver.aperture(&inside.context.tables)
     }
@@ -191,7 +191,7 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     ///
     /// # Errors
     /// [`Error::NeedPages`] when one is missing; [`Error::Misaligned`], [`Error::OutsideAperture`].
-    #[inline]
+    #[inline(always)]
     pub fn check_tables(&self, inside: &Inside<'_, D>, iova: Iova, bytes: u64) -> Result<(), Error> {
         self.iommu.driver.tables_exist(&inside.context.tables, iova, bytes)
     }
@@ -206,7 +206,7 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     }
 
     /// Whether hardware reaches all of this memory: else [`exchange`](Self::exchange) refuses it.
-    #[inline]
+    #[inline(always)]
     pub fn reaches(&self, inside: &Inside<'_, D>, part: &RegionPart<'_>) -> bool {
         let last = part.extent().start().as_u64().wrapping_add(part.extent().bytes() - 1);
         self.iommu.driver.reaches(&inside.context.tables, PhysAddr::new(last))
@@ -227,7 +227,7 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     /// [`Error::Misaligned`], [`Error::OutsideAperture`], [`Error::PhysicalTooWide`], [`Error::NoAccess`],
     /// [`Error::SizesDiffer`]; [`Error::NeedPages`] for new entries where a table is missing; [`Error::Stale`]
     /// for something that another session found. Nothing changed.
-    #[inline]
+    #[inline(always)]
     pub fn exchange(
         &self,
         inside: &Inside<'_, D>,
@@ -266,7 +266,7 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     /// [`Error::Timeout`], [`Error::Hardware`] or [`Error::Quarantined`] when hardware did not confirm: devices
     /// may still reach what was mapped, and the tables of the context are never given back.
     /// [`Error::Stale`] for a context that another session found.
-    #[inline]
+    #[inline(always)]
     pub fn kill(&self, inside: &Inside<'_, D>) -> Result<(), Error> {
         let bit = self.bit_of(inside)?;
         if !inside.state.may_be_walked() {
@@ -287,7 +287,7 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
 
     /// Counts out what `owed` holds. Only after every context whose entries were changed in this session
     /// was killed, and hardware has confirmed it; else nothing is counted out, ever.
-    #[inline]
+    #[inline(always)]
     pub fn settle(&self, owed: Owed<'_, CPUS>) {
         if self.unkilled.get() == 0 && owed.is_of(self.shard) {
             owed.count_out();

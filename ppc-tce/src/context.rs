@@ -123,7 +123,7 @@ impl Context {
 
     /// The entries of a range that can be mapped, to memory from `page` on. What lies in the window lies in the tree, too: its
     /// geometry was made to cover the window.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entries(&self, iova: Iova, bytes: u64, page: PhysAddr) -> Result<Entries, Error> {
         if (iova.as_u64() | bytes | page.as_u64()) & self.page_mask != 0 {
             return Err(self.misaligned([iova.as_u64(), bytes, page.as_u64()]));

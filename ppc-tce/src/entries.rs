@@ -13,7 +13,7 @@ where
     C: Clock,
     K: CacheMaintenance,
 {
-    #[inline]
+    #[inline(always)]
     fn tables_exist(&self, context: &Context, iova: Iova, bytes: u64) -> Result<(), Error> {
         context.table.exist(&self.pool, context.entries(iova, bytes, PhysAddr::new(0))?)
     }
@@ -22,7 +22,7 @@ where
         context.table.provide(&self.pool, context.entries(iova, bytes, PhysAddr::new(0))?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn exchange<T: Removals>(
         &self,
         _: &Permit,
@@ -41,12 +41,12 @@ where
         context.table.replace(&self.pool, entries, tce, removals)
     }
 
-    #[inline]
+    #[inline(always)]
     fn reaches(&self, _: &Context, last: PhysAddr) -> bool {
         last.as_u64() <= self.last_real
     }
 
-    #[inline]
+    #[inline(always)]
     fn kill(&self, _: &Permit, context: &Context) -> Outcome {
         Outcome::from(self.kill_context(context))
     }

@@ -192,7 +192,7 @@ impl Region {
     /// Looks into the region without counting; `None` when the range is not here or the region is closed.
     /// In a session nothing changes here any more once it was found open: `again` says that it was, and then it is
     /// found even if it was closed since.
-    #[inline]
+    #[inline(always)]
     pub(super) fn look(&self, again: bool, vm: VmId, range: GuestPhysRange) -> Option<(DmaExtent, u64)> {
         if (!again && self.state.load(LOOK) & CLOSED != 0) || self.owner.load(Ordering::Relaxed) != vm.0 {
             return None;

@@ -56,7 +56,7 @@ impl RegionPart<'_> {
 impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
     /// Finds the memory behind `guest` for a session of `vm`, in the region in slot `hint` or in another. Those of
     /// `found`, a bit for each slot, were found by the session before.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn look<'a>(
         &'a self,
         hint: u32,
@@ -85,7 +85,7 @@ impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
             .ok_or_else(|| self.why_not(*vm, guest))
     }
 
-    #[inline]
+    #[inline(always)]
     fn look_at<'a>(
         &'a self,
         slot: u32,

@@ -25,36 +25,43 @@ pub(super) struct Span {
 }
 
 impl<'s, D: EntryDriver> Connected<'s, D> {
-    /// One table alone.
-    pub(super) fn one(inside: Inside<'s, D>) -> Self {
-        let mut tables = Vec::new();
-        // There is room for more than one.
-        let _ = tables.push(inside);
-        Self { tables, changed: false }
+    /// No table yet.
+    #[inline(always)]
+    pub(super) const fn none() -> Self {
+        Self { tables: Vec::new(), changed: false }
     }
 
-    /// The tables in the places that are in use. One that ended is left out: its entries were counted out then.
-    #[inline]
+    /// One table alone.
+    pub(super) fn one(inside: Inside<'s, D>) -> Self {
+        let mut one = Self::none();
+        // There is room for more than one.
+        let _ = one.tables.push(inside);
+        one
+    }
+
+    /// Adds the tables in the places that are in use. One that ended is left out: its entries were counted out then.
+    #[inline(always)]
     pub(super) fn find<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
         session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         slot: &Slot,
         used: usize,
-    ) -> Result<Self, Stop> {
-        let mut tables = Vec::new();
-        for handle in slot.places().iter().take(used).filter_map(|place| place.handle()) {
+    ) -> Result<(), Stop> {
+        for place in slot.places().iter().take(used) {
+            let Some(handle) = place.handle() else { continue };
             match session.context(handle) {
                 // There is room for one of each place.
-                Ok(inside) => drop(tables.push(inside)),
+                Ok(inside) => drop(self.tables.push(inside)),
                 Err(Error::Stale { .. }) => {}
                 // It is just being ended.
                 Err(_) => return Err(Stop::Lacking(Why::Contended)),
             }
         }
-        Ok(Self { tables, changed: false })
+        Ok(())
     }
 
     /// Whether all tables can map pages of the region: theirs are not larger, and hardware reaches its addresses.
-    #[inline]
+    #[inline(always)]
     pub(super) fn admits<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
         &self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
@@ -73,18 +80,17 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
     }
 
     /// Sees to it that no table page is missing for a span.
-    #[inline]
+    #[inline(always)]
     pub(super) fn prepare<N: Mode, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
         &self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         span: Span,
     ) -> Result<(), Stop> {
         for inside in &self.tables {
-            let mut checked = session.check_tables(inside, Iova::new(span.ioba), span.bytes);
-            if N::FINAL && checked.is_err() {
-                checked = session.provide_tables(inside, Iova::new(span.ioba), span.bytes);
+            let checked = session.check_tables(inside, Iova::new(span.ioba), span.bytes);
+            if let Err(error) = checked {
+                missing::<N, D, GROUPS, CONTEXTS, CPUS>(session, inside, span, error)?;
             }
-            checked.map_err(lacking)?;
         }
         Ok(())
     }
@@ -92,7 +98,7 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
     /// Replaces the entries of a span in all tables. The caller has taken them, and prepared for new ones.
     ///
     /// When a table refuses, which the preparation excludes, the caller [empties](Self::empty) all of them.
-    #[inline]
+    #[inline(always)]
     pub(super) fn replace<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
         &mut self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
@@ -123,7 +129,7 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
     }
 
     /// Makes hardware forget what was replaced, then counts it out. Without a confirmation it stays counted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
         &mut self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
@@ -141,6 +147,21 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         session.settle(owed);
         Ok(())
     }
+}
+
+/// Makes tables that are missing, in virtual mode.
+#[cold]
+#[inline(never)]
+fn missing<N: Mode, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+    session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+    inside: &Inside<'_, D>,
+    span: Span,
+    error: Error,
+) -> Result<(), Stop> {
+    if !N::FINAL {
+        return Err(lacking(error));
+    }
+    session.provide_tables(inside, Iova::new(span.ioba), span.bytes).map_err(lacking)
 }
 
 /// What a call comes to that the tables refuse.

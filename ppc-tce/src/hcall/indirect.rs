@@ -64,7 +64,8 @@ where
         self.read_list(session, hint, list, tces)?;
         let batch = Batch { table, first, tces };
         judge(batch)?;
-        let mut connected = Connected::find(session, slot, used)?;
+        let mut connected = Connected::none();
+        connected.find(session, slot, used)?;
         self.reserve::<N>(session, hint, &connected, batch)?;
         let any_live = self.take_all::<N>(batch)?;
         let mut owed = session.owed();

@@ -146,7 +146,7 @@ where
 
     /// The window that a guest names, and how many of its places are in use. The slot stays as it is while the caller's
     /// session lives.
-    #[inline]
+    #[inline(always)]
     fn find(&self, vcpu: &mut Vcpu, liobn: u64) -> Result<(&Slot, usize), Stop> {
         let liobn = Liobn(u32::try_from(liobn).map_err(|_| Stop::PARAMETER)?);
         let key = key(vcpu.vm(), liobn);
@@ -159,6 +159,7 @@ where
     }
 
     #[cold]
+    #[inline(never)]
     fn search(&self, vcpu: &mut Vcpu, key: u64) -> Result<(&Slot, usize), Stop> {
         for (number, slot) in (0..).zip(&self.slots) {
             if let Some(used) = slot.opened(key) {

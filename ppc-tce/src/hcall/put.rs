@@ -38,7 +38,8 @@ where
             true => Some(memory(session, &mut vcpu.region_hint, tce.address(), span.bytes)?),
             false => None,
         };
-        let mut connected = Connected::find(session, slot, used)?;
+        let mut connected = Connected::none();
+        connected.find(session, slot, used)?;
         if let Some(page) = &page {
             connected.admits(session, page)?;
             connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;
@@ -63,7 +64,7 @@ where
     }
 
     /// The entry at `index`, for the guest form `form`. `None` where it needs none: no table, and nothing to remember.
-    #[inline]
+    #[inline(always)]
     fn entry<N: Mode>(&self, view: View, index: u64, form: u64) -> Result<Option<Entry<'_>>, Stop> {
         match view.entry(&self.pool, index) {
             None if form != 0 => self.missing_entry::<N>(view, index).map(Some),
@@ -87,7 +88,7 @@ where
 }
 
 /// The host memory behind guest pages; `hint` is the slot of the region used last.
-#[inline]
+#[inline(always)]
 pub(super) fn memory<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
     session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
     hint: &mut u32,

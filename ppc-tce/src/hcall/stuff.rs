@@ -57,7 +57,8 @@ where
         let mut progress = vcpu.resume(call);
         let range = Range { table, first, count, form: value };
         let stepped = self.provide_range::<N>(range, &mut progress).and_then(|()| {
-            let mut connected = Connected::find(session, slot, used)?;
+            let mut connected = Connected::none();
+            connected.find(session, slot, used)?;
             self.clear_step::<N>(session, &mut connected, range, &mut progress)
         });
         match stepped {

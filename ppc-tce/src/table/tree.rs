@@ -41,7 +41,7 @@ impl Tree {
     }
 
     /// Where the entry at `index`, which lies in the tree, stands among the cells of the donated memory.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn place<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<usize> {
         let (cells, base) = (pool.memory().cells(), pool.memory().base().as_u64());
         let mut shift = self.root_shift;
