@@ -127,6 +127,10 @@ where
         number: u64,
         arguments: [u64; 4],
     ) -> Reply {
+        if number != opcode::STUFF_TCE {
+            // The one that was not finished never will be: a virtual CPU makes one call at a time.
+            vcpu.abandon();
+        }
         let session = seat.enter(vcpu.vm());
         let finished = match number {
             opcode::PUT_TCE => self.put_tce::<N>(&session, vcpu, arguments),

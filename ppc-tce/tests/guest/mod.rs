@@ -3,8 +3,12 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use portcullis_fake::memory::{FakeClock, FakeMemory};
-use portcullis_hal::{GuestPhysAddr, GuestPhysRange, IoPageSize, Iova, PagePool, PhysAddr, TableMemory};
+use portcullis_fake::{
+    memory::{FakeClock, FakeMemory},
+    phb::PhbKind,
+    watched::WatchedMemory,
+};
+use portcullis_hal::{GuestPhysAddr, GuestPhysRange, IoPageSize, Iova, PagePool, PhysAddr};
 use portcullis_iommu::{ContextHandle, RegionHandle, Seat, VmId};
 use portcullis_ppc_tce::{
     ContextSpec,
@@ -15,7 +19,7 @@ use portcullis_ppc_tce::{
 
 use crate::machine::{Driver, GIB, Machine, MachineClaim, PAGE, QuiesceAndAttach, VM, extent, spec};
 
-pub type Calls<'m> = Hypercalls<'m, Driver, FakeMemory, FakeMemory, 16, 8, 8, 4>;
+pub type Calls<'m> = Hypercalls<'m, Driver, WatchedMemory, WatchedMemory, 16, 8, 8, 4>;
 pub type MachineSeat<'m> = Seat<'m, Driver, 16, 8, 8>;
 
 pub const LIOBN: Liobn = Liobn(0x8000_0001);
@@ -46,18 +50,25 @@ pub fn window() -> WindowSpec {
     WindowSpec { page_shift: 12, start: 0, bytes: GIB, view_levels: 2, stuff_cap: None, budget: budget(512) }
 }
 
-/// Where views live: so many pages, and one of the pool's own.
-pub fn view_pool(pages: usize) -> PagePool<FakeMemory> {
-    PagePool::new(FakeMemory::coherent(PhysAddr::new(16 * GIB), pages + 1)).expect("a pool")
-}
-
 /// The hypercalls of a machine, no window yet.
 pub fn calls(machine: &Machine) -> Calls<'_> {
-    calls_with(machine, 64)
+    calls_with(machine, 64).0
 }
 
-pub fn calls_with(machine: &Machine, view_pages: usize) -> Calls<'_> {
-    Hypercalls::new(&machine.iommu, view_pool(view_pages), machine.memory.clone())
+/// The same with so many pages for views; and what a test may look on at: views, and the guest's memory.
+pub fn calls_with(machine: &Machine, view_pages: usize) -> (Calls<'_>, WatchedMemory, WatchedMemory) {
+    // One page is the pool's own.
+    let views = WatchedMemory::new(FakeMemory::coherent(PhysAddr::new(16 * GIB), view_pages + 1));
+    let memory = WatchedMemory::new(machine.memory.clone());
+    let pool = PagePool::new(views.clone()).expect("a pool");
+    (Hypercalls::new(&machine.iommu, pool, memory.clone()), views, memory)
+}
+
+/// A machine and its calls for ever, for what happens in the middle of a call.
+pub fn for_ever(kind: PhbKind) -> (&'static Machine, &'static Calls<'static>, WatchedMemory, WatchedMemory) {
+    let machine: &'static Machine = Box::leak(Box::new(Machine::new(kind)));
+    let (calls, views, memory) = calls_with(machine, 64);
+    (machine, Box::leak(Box::new(calls)), views, memory)
 }
 
 pub fn guest_range(start: u64, bytes: u64) -> GuestPhysRange {
@@ -194,10 +205,4 @@ pub fn counted(guest: &Guest<'_, '_>) -> [u64; 3] {
 pub fn leads_to(machine: &Machine, context: ContextHandle, ioba: u64) -> Option<u64> {
     let found = machine.iommu.iova_to_phys(context, Iova::new(ioba)).expect("a live context");
     found.map(|(phys, _)| phys.as_u64())
-}
-
-/// Pages of views that are free.
-pub fn free_view_pages(calls: &Calls<'_>) -> usize {
-    assert!(calls.pool().memory().page_count() > 0);
-    calls.pool().free_pages()
 }
