@@ -98,7 +98,7 @@ impl Backing {
     /// entries, maybe from this moment on.
     #[inline]
     pub(crate) fn is_closed_to_unmap(&self) -> bool {
-        matches!(self.0.load(Ordering::Relaxed), UNDECIDED | BARS | ENTRIES)
+        matches!(self.0.load(Ordering::Relaxed), UNDECIDED | ENTRIES)
     }
 
     /// Notes that a BAR is about to be mapped, which does not go together with sessions.
