@@ -174,7 +174,7 @@ pub(crate) const fn empty_slot<C>() -> Place<SlotState, Option<Context<C>>> {
         leads_to_bars: AtomicBool::new(false),
         attached: AtomicBool::new(false),
     };
-    Place::new(state, None)
+    Place::kept_shut(state, None)
 }
 
 impl SlotState {

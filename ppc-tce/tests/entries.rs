@@ -4,16 +4,16 @@
 mod machine;
 
 use machine::{Driver, GIB, KINDS, Machine, PAGE, QuiesceAndAttach, VM, device, extent, range, spec};
-use portcullis_fake::phb::{Hang, PhbFault, PhbKind, Timing};
+use portcullis_fake::phb::{Hang, PhbFault, PhbKind};
 use portcullis_hal::{Access, DmaExtent, GuestPhysAddr, GuestPhysRange, IoPageSize, Iova};
 use portcullis_iommu::{ContextHandle, Error, RegionHandle, Seat, Session, VmId};
 use portcullis_ppc_tce::ContextSpec;
 
 const RID: u16 = 0x0100;
 const BIG: u64 = 0x1_0000;
-/// Host memory behind guest address 0, 16 pages of 64 KiB, and behind the next ones.
-const HOST: u64 = 0x20_0000;
-const REGION: u64 = 16 * BIG;
+/// Host memory behind guest address 0, 4 pages of 64 KiB, and behind the next ones.
+const HOST: u64 = 4 * BIG;
+const REGION: u64 = 4 * BIG;
 const OTHER: VmId = VmId(2);
 
 type MachineSeat<'m> = Seat<'m, Driver, 16, 8>;
@@ -217,7 +217,7 @@ fn e42_what_a_bridge_did_not_confirm_is_never_counted_out() {
         provide(&mut seat, context, 0, BIG);
         once(&mut seat, context, 0, PAGE, Some(0));
         assert!(machine.read(RID, 0).is_ok(), "cached");
-        machine.phb.set_timing(Timing { hang: Some(hang), ..Timing::default() });
+        machine.phb.set_hang(Some(hang));
         {
             let call = seat.enter(VM);
             assert!(matches!(put(&call, context, 0, PAGE, None), Err(Error::Timeout(_))), "{hang:?}");
@@ -231,7 +231,7 @@ fn e42_what_a_bridge_did_not_confirm_is_never_counted_out() {
             call.settle(owed);
         }
         assert_eq!(counts(&machine, regions), [2, 0], "{hang:?}");
-        machine.phb.set_timing(Timing::default());
+        machine.phb.set_hang(None);
         assert_eq!(put(&seat.enter(VM), context, 0, PAGE, None), Err(Error::Quarantined));
         assert_eq!(counts(&machine, regions), [2, 0], "{hang:?}");
         assert_eq!(machine.iommu.unregister_memory(VM, regions[0]), Err(Error::StillMapped { pages: 2 }));
@@ -325,6 +325,7 @@ fn e43_a_session_is_served_only_what_it_has_found_itself() {
         other.memory(0, guest(0, PAGE)).map(drop),
         Err(Error::NotRegistered { guest: guest(0, PAGE) })
     );
+    drop(owed_there);
     drop((call, other));
     assert_eq!(counts(&machine, regions), [1, 0], "settled by another CPU");
 }
