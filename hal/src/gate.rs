@@ -89,6 +89,12 @@ impl<T> Gate<T> {
         Self { state: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
+    /// A gate that was kept shut, with nobody inside: [`shut`](Self::shut) takes it up.
+    #[const_fn(cfg(not(loom)))]
+    pub const fn kept_shut(value: T) -> Self {
+        Self { state: AtomicU32::new(SHUT | DRAINED), value: UnsafeCell::new(value) }
+    }
+
     /// Enters, or `None` while the gate is shut.
     #[inline]
     pub fn enter(&self) -> Option<Inside<'_, T>> {

@@ -115,6 +115,12 @@ impl<B, T> Place<B, T> {
     pub const fn new(beside: B, value: T) -> Self {
         Self { beside, gate: Gate::new(value) }
     }
+
+    /// A gate that was kept shut, with nobody inside.
+    #[const_fn(cfg(not(loom)))]
+    pub const fn kept_shut(beside: B, value: T) -> Self {
+        Self { beside, gate: Gate::kept_shut(value) }
+    }
 }
 
 impl<B, T, const N: usize, const CPUS: usize> Gates<B, T, N, CPUS> {

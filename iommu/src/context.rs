@@ -119,7 +119,7 @@ impl Backing {
     /// entries, maybe from this moment on.
     #[inline]
     pub(crate) fn is_closed_to_unmap(&self) -> bool {
-        matches!(self.0.load(Ordering::Relaxed), UNDECIDED | BARS | ENTRIES)
+        matches!(self.0.load(Ordering::Relaxed), UNDECIDED | ENTRIES)
     }
 
     /// Notes that a BAR is about to be mapped, which does not go together with sessions.
@@ -195,7 +195,7 @@ pub(crate) const fn empty_slot<C>() -> Place<SlotState, Option<Context<C>>> {
         leads_to_bars: AtomicBool::new(false),
         attached: AtomicBool::new(false),
     };
-    Place::new(state, None)
+    Place::kept_shut(state, None)
 }
 
 impl SlotState {
