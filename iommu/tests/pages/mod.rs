@@ -227,6 +227,10 @@ impl EntryDriver for Pages {
         Ok(())
     }
 
+    fn reaches(&self, _: &Tables, _: PhysAddr) -> bool {
+        true
+    }
+
     fn kill(&self, _: &Permit, _: &Tables) -> Outcome {
         self.outcome()
     }
