@@ -161,7 +161,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// Ends a context and gives its table pages back.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::InUse`], [`Error::Busy`] while a mapping call is inside,
+    /// [`Error::Stale`], [`Error::InUse`], [`Error::Busy`] while a mapping call or any session is inside,
     /// [`Error::Quarantined`] when an invalidation was never confirmed: its pages are kept.
     pub fn destroy_context(&self, context: ContextHandle) -> Result<(), Error> {
         self.run(Request::DestroyContext { context }, &mut AtOnce).map(drop)

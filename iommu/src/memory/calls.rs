@@ -38,11 +38,13 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         self.memory.register(vm, guest, extent)
     }
 
-    /// Ends a region. When it returns, no table leads there and no mapping can begin. Takes a lock.
+    /// Ends a region. When it returns, no table leads there and no mapping can begin. Takes a lock, and holds
+    /// it while it waits a bounded time for sessions that are under way.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::OwnedBy`] for another VM's region, [`Error::StillMapped`] with the
-    /// number of 4 KiB units that are mapped or being mapped: nothing changed.
+    /// number of 4 KiB units that are mapped or being mapped, [`Error::Busy`] when a session did not end in
+    /// time: nothing changed.
     pub fn unregister_memory(&self, vm: VmId, region: RegionHandle) -> Result<(), Error> {
         self.memory.unregister(vm, region, || self.contexts.outlast_soon())
     }
@@ -51,7 +53,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// mapped stays until a later call.
     ///
     /// # Errors
-    /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay.
+    /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay; [`Error::Busy`] when a
+    /// session did not end in time: all of them stay.
     pub fn release_memory(&self, vm: VmId) -> Result<(), Error> {
         self.memory.release(vm, || self.contexts.outlast_soon())
     }
