@@ -234,9 +234,6 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
         self.no_bar_mapped(entered.state, context, range)?;
-        if entered.context()?.backing.is_closed_to_unmap() {
-            return self.unmap_nothing(&entered, range);
-        }
         self.unmap_from(&entered, range)
     }
 

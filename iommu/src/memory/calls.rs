@@ -127,6 +127,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         if context.backing.is_extents() {
             return self.unmap_telling(entered, context, range, &mut Unheard);
         }
+        if context.backing.is_closed_to_unmap() {
+            return self.unmap_nothing(context, range);
+        }
         let mut returned = Returned::new(&self.memory, &context.backing);
         let bytes = self.unmap_telling(entered, context, range, &mut returned)?;
         returned.give_back();
@@ -136,12 +139,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// An unmap where no mapping is that it could end: refused for entries of sessions and for what could
     /// never be mapped.
     #[cold]
-    pub(crate) fn unmap_nothing(
-        &self,
-        entered: &Entered<'_, D::Context>,
-        range: IovaRange,
-    ) -> Result<u64, Error> {
-        let context = entered.context()?;
+    #[inline(never)]
+    fn unmap_nothing(&self, context: &Context<D::Context>, range: IovaRange) -> Result<u64, Error> {
         if context.backing.is_entries() {
             return Err(Error::OtherBacking);
         }
@@ -181,7 +180,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     pub(crate) fn end_tables(&self, context: Context<D::Context>) -> Result<(), Error> {
         let mut returned = Returned::new(&self.memory, &context.backing);
         self.driver.destroy(&Permit::new(), context.tables, &mut returned).confirmed()?;
-        returned.give_back();
+        match context.backing.is_entries() {
+            true => returned.give_back_to_sessions(),
+            false => returned.give_back(),
+        }
         Ok(())
     }
 }

@@ -245,13 +245,19 @@ impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
         }
     }
 
-    /// Counts units out of the region in a slot, which sessions have counted in or others.
+    /// Counts units out of the region in a slot.
     #[inline]
-    fn give_back(&self, slot: u32, tokens: Tokens, by_sessions: bool) {
-        match (by_sessions, self.regions.get(slot as usize), self.balance.get(slot as usize)) {
-            (true, _, Some(balance)) => drop(balance.fetch_sub(tokens.spend(), Ordering::Release)),
-            (false, Some(region), _) => region.give_back(tokens),
-            _ => tokens.install(),
+    fn give_back(&self, slot: u32, tokens: Tokens) {
+        match self.regions.get(slot as usize) {
+            Some(region) => region.give_back(tokens),
+            None => tokens.install(),
+        }
+    }
+
+    /// Counts units out that sessions have counted in.
+    fn balance(&self, slot: u32, tokens: &Tokens) {
+        if let Some(balance) = self.balance.get(slot as usize) {
+            balance.fetch_sub(tokens.count(), Ordering::Release);
         }
     }
 
