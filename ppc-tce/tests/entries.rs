@@ -252,6 +252,7 @@ fn e42_a_device_that_joins_later_finds_what_was_stored_before_it_could_be_killed
     assert_eq!(machine.events(), [], "no bridge could have cached it");
     let call = seat.enter(VM);
     assert_eq!(claim.quiesce_and_attach(context), Err(Error::Busy), "past a session that may have stored");
+    assert_eq!(claim.quiesce_and_attach(context), Err(Error::Busy), "asking twice makes no difference");
     drop(call);
     claim.quiesce_and_attach(context).expect("an attach");
     assert_eq!(machine.read(RID, 0), Ok(7));
