@@ -99,7 +99,8 @@ impl<'s, D: EntryDriver, const MOST: usize> Connected<'s, D, MOST> {
 
     /// Replaces the entries of a span in all tables. The caller has taken them, and prepared for new ones.
     ///
-    /// When a table refuses, which the preparation excludes, the caller [empties](Self::empty) all of them.
+    /// When a table refuses, it has changed nothing. Of several that excludes the preparation; else the caller
+    /// [empties](Self::empty) all of them.
     #[inline(always)]
     pub(super) fn replace<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
         &mut self,
@@ -110,7 +111,7 @@ impl<'s, D: EntryDriver, const MOST: usize> Connected<'s, D, MOST> {
     ) -> Result<(), Stop> {
         self.changed = true;
         for inside in self.tables() {
-            session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed).map_err(refused)?;
+            session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed).map_err(lacking)?;
         }
         Ok(())
     }
@@ -175,12 +176,6 @@ fn lacking(error: Error) -> Stop {
         // A part of the window that hardware does not translate: MSIs.
         _ => Stop::PARAMETER,
     }
-}
-
-/// A table refused what was prepared.
-#[cold]
-fn refused(_: Error) -> Stop {
-    Stop::Refused(Status::Hardware)
 }
 
 /// Hardware did not confirm a kill.

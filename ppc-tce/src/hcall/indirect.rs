@@ -9,7 +9,7 @@ use super::{
     put::memory,
     reply::{Mode, Stop, Why},
     slot::GuestTable,
-    spec::{GuestTce, LIST_BYTES, LIST_ENTRIES},
+    spec::{GuestTce, LIST_BYTES, LIST_ENTRIES, Status},
     view::{Entry, Word},
 };
 
@@ -78,7 +78,7 @@ where
         }
         self.write_all(batch, replaced.is_ok());
         connected.finish(session, owed).map_err(unconfirmed)?;
-        replaced
+        replaced.map_err(|_| Stop::Refused(Status::Hardware))
     }
 
     /// Copies the list: what the guest writes there from now on changes nothing.

@@ -8,7 +8,7 @@ use super::{
     connected::{Connected, Span, unconfirmed},
     reply::{Mode, Stop, Why},
     slot::{PLACES, Slot},
-    spec::GuestTce,
+    spec::{GuestTce, Status},
     view::{Entry, View, Word},
 };
 
@@ -58,25 +58,30 @@ where
         connected.find(session, slot)?;
         if let Some(page) = &page {
             connected.admits(session, page)?;
-            connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;
+            // One table alone is asked when it is changed: it refuses before anything has changed.
+            if N::FINAL || MOST > 1 {
+                connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;
+            }
         }
         let Some(entry) = self.entry::<N>(table.view, index, tce.as_u64())? else { return Ok(()) };
         let before = entry.take::<N>().ok_or(Stop::Lacking(Why::Contended))?;
         let mut owed = session.owed();
-        let mut replaced = Ok(());
         if page.is_some() || before.is_live() {
             let new = page.as_ref().map(|page| (page, tce.access()));
-            replaced = connected.replace(session, span, new, &mut owed);
-        }
-        match replaced {
-            Ok(()) => entry.write(tce.as_u64(), Word::of(tce)),
-            Err(_) => {
+            let replaced = connected.replace(session, span, new, &mut owed);
+            if let Err(stop) = replaced {
+                if MOST == 1 {
+                    entry.give_back();
+                    return Err(stop);
+                }
                 connected.empty(session, span, &mut owed);
                 entry.write(0, Word::DEAD);
+                connected.finish(session, owed).map_err(unconfirmed)?;
+                return Err(Stop::Refused(Status::Hardware));
             }
         }
-        connected.finish(session, owed).map_err(unconfirmed)?;
-        replaced
+        entry.write(tce.as_u64(), Word::of(tce));
+        connected.finish(session, owed).map_err(unconfirmed)
     }
 
     /// The entry at `index`, for the guest form `form`. `None` where it needs none: no table, and nothing to remember.
