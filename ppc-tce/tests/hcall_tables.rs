@@ -72,6 +72,21 @@ fn d13_pages_larger_than_the_regions_are_handed_over_and_refused_at_last() {
 }
 
 #[test]
+fn d11_a_page_begins_at_a_multiple_of_the_guests_page() {
+    let machine = Machine::new(KINDS[1]);
+    let calls = calls(&machine);
+    calls.register(VM, LIOBN, &WindowSpec { page_shift: 16, ..window() }).expect("a window");
+    let mut guest = Guest::new(&machine, &calls);
+    let (_context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
+    for page in [BIG.0 + PAGE, BIG.0 + 0xf000, BIG.0 + 8] {
+        assert_eq!(guest.put(0, page | RW), PARAMETER);
+        assert_eq!(guest.indirect(0, &[BIG.0 | RW, page | RW]), PARAMETER);
+    }
+    assert_eq!(guest.put(PAGE, BIG.0 | RW), PARAMETER, "so does its address on the bus");
+    assert_eq!((guest.get(0), counted(&guest)), (0, [0; 3]));
+}
+
+#[test]
 fn d14_a_guest_page_spans_several_pages_of_the_iommu_and_several_tables_are_kept_in_step() {
     for kind in KINDS {
         let machine = Machine::new(kind);
