@@ -56,6 +56,7 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
         | Event::Coherency { .. } => ownership(event),
         Event::Begin { scenario } => (Tone::Plain, format!("scenario {scenario}")),
         Event::Step { text } => (Tone::Plain, text.to_owned()),
+        Event::Measured { what, value, unit } => (Tone::Setting, format!("measured  {what}: {value} {unit}")),
         Event::Attached { requester: id, context } => {
             (Tone::Setting, format!("attach    {} to context {context}", requester(id)))
         }

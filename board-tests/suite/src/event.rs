@@ -177,6 +177,15 @@ pub enum Event<'a> {
         /// Number of the answer.
         epoch: u32,
     },
+    /// Something was counted or timed.
+    Measured {
+        /// What, in words.
+        what: &'a str,
+        /// How much.
+        value: u64,
+        /// Of what, as `ticks`.
+        unit: &'a str,
+    },
 }
 
 /// Which way a transfer goes.
