@@ -30,7 +30,7 @@ fn range(start: u64, bytes: u64) -> PhysRange {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no cache instructions")]
-fn h08_only_memory_without_a_mapping_costs_all_lines() {
+fn h10_only_memory_without_a_mapping_costs_all_lines() {
     let base = MEMORY.0.as_ptr().expose_provenance();
     // SAFETY: the static is as long, aligned to 4 KiB, and lives for ever.
     let map = unsafe { LinearMap::new(range(START, BYTES), base) };

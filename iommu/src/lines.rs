@@ -53,7 +53,9 @@ impl<R: Removals> Removals for Noting<'_, R> {
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     #[inline]
     fn is_coherent(&self, tables: &D::Context) -> bool {
         // It never ends, and begins only while nothing is mapped.

@@ -11,6 +11,7 @@
     reason = "a model that is used wrongly shall stop the test"
 )]
 
+pub mod checked;
 pub mod dma;
 pub mod few_cells;
 pub mod obedient;
@@ -26,3 +27,5 @@ pub mod memory;
 pub mod phb;
 #[cfg(not(loom))]
 pub mod vtd;
+#[cfg(not(loom))]
+pub mod watched;

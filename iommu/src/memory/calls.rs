@@ -12,7 +12,9 @@ use crate::{
     removals::{Removals, Unheard},
 };
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// Makes `extent` the memory behind the guest-physical range `guest` of `vm`. For the hypervisor's
     /// control plane; takes a lock. The extent stays reachable for the VM's devices, as far as it is
     /// mapped, until an [`unregister_memory`](Self::unregister_memory) succeeds.
@@ -36,22 +38,25 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         self.memory.register(vm, guest, extent)
     }
 
-    /// Ends a region. When it returns, no table leads there and no mapping can begin. Takes a lock.
+    /// Ends a region. When it returns, no table leads there and no mapping can begin. Takes a lock, and holds
+    /// it while it waits a bounded time for sessions that are under way.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::OwnedBy`] for another VM's region, [`Error::StillMapped`] with the
-    /// number of 4 KiB units that are mapped or being mapped: nothing changed.
+    /// number of 4 KiB units that are mapped or being mapped, [`Error::Busy`] when a session did not end in
+    /// time: nothing changed.
     pub fn unregister_memory(&self, vm: VmId, region: RegionHandle) -> Result<(), Error> {
-        self.memory.unregister(vm, region)
+        self.memory.unregister(vm, region, || self.contexts.outlast_soon())
     }
 
     /// Ends all regions of a VM that is going: no new mapping of them begins. Takes a lock. What is still
     /// mapped stays until a later call.
     ///
     /// # Errors
-    /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay.
+    /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay; [`Error::Busy`] when a
+    /// session did not end in time: all of them stay.
     pub fn release_memory(&self, vm: VmId) -> Result<(), Error> {
-        self.memory.release(vm)
+        self.memory.release(vm, || self.contexts.outlast_soon())
     }
 
     /// What is known of a region. Takes a lock.
@@ -123,10 +128,34 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         if context.backing.is_extents() {
             return self.unmap_and_flush(entered, context, range, &mut Unheard);
         }
+        if context.backing.is_closed_to_unmap() {
+            return self.unmap_nothing(context, range);
+        }
         let mut returned = Returned::new(&self.memory, &context.backing);
         let bytes = self.unmap_and_flush(entered, context, range, &mut returned)?;
         returned.give_back();
         Ok(bytes)
+    }
+
+    /// An unmap where no mapping is that it could end: refused for entries of sessions and for what could
+    /// never be mapped.
+    #[cold]
+    #[inline(never)]
+    fn unmap_nothing(&self, context: &Context<D::Context>, range: IovaRange) -> Result<u64, Error> {
+        if context.backing.is_entries() {
+            return Err(Error::OtherBacking);
+        }
+        let (aperture, start, bytes) = (self.driver.aperture(&context.tables), range.start(), range.bytes());
+        let smallest = aperture.page_sizes.bits() & aperture.page_sizes.bits().wrapping_neg();
+        let misaligned = |value: &u64| value & smallest.wrapping_sub(1) != 0;
+        if let Some(value) = [start.as_u64(), bytes].into_iter().find(misaligned) {
+            return Err(Error::Misaligned { value });
+        }
+        if aperture.range.contains(range) {
+            Ok(0)
+        } else {
+            Err(Error::OutsideAperture { iova: start, bytes })
+        }
     }
 
     #[inline(always)]
@@ -142,7 +171,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         match self.driver.flush(&permit, &context.tables, &mut debts) {
             Outcome::Done => Ok(bytes),
             Outcome::Quarantined { error } => {
-                entered.slot.poisoned.store(true, Ordering::Release);
+                entered.state.poisoned.store(true, Ordering::Release);
                 Err(error)
             }
         }
@@ -152,7 +181,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     pub(crate) fn end_tables(&self, context: Context<D::Context>) -> Result<(), Error> {
         let mut returned = Returned::new(&self.memory, &context.backing);
         self.destroy_and_flush(context.tables, &mut returned).confirmed()?;
-        returned.give_back();
+        match context.backing.is_entries() {
+            true => returned.give_back_to_sessions(),
+            false => returned.give_back(),
+        }
         Ok(())
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Its accesses are relaxed: what one CPU must see of another, the policy has to order.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::time::Duration;
 
 use loom::{
@@ -19,8 +21,8 @@ use portcullis_hal::{
     Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
 };
 use portcullis_iommu::{
-    Aperture, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
-    PageSizes, Permit, Removals, Target, VmId, pci::Method,
+    Aperture, Claim, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Fault, GroupId, Iommu,
+    Outcome, PageSizes, Permit, Removals, Target, VmId, pci::Method,
 };
 
 pub(crate) const VM: VmId = VmId(1);
@@ -45,6 +47,8 @@ pub(crate) struct Small {
     pub(crate) destroyed: AtomicU32,
     /// The entry of the last context that was given back, at that moment.
     pub(crate) left: AtomicU32,
+    /// The entry of the last context that the device joined, at that moment.
+    pub(crate) found: AtomicU32,
 }
 
 /// A context of one entry.
@@ -63,6 +67,7 @@ impl Small {
             made: AtomicU32::new(0),
             destroyed: AtomicU32::new(0),
             left: AtomicU32::new(EMPTY),
+            found: AtomicU32::new(EMPTY),
         }
     }
 }
@@ -106,7 +111,10 @@ impl Driver for Small {
 
     fn prepare(&self, _: &Permit, _: &[DeviceId], target: Target<'_, Tables>) -> Result<u32, Error> {
         match target {
-            Target::Context(tables) => Ok(tables.number),
+            Target::Context(tables) => {
+                self.found.store(tables.entry.load(Relaxed), Relaxed);
+                Ok(tables.number)
+            }
             Target::Blocked => Ok(BLOCKED),
         }
     }
@@ -164,6 +172,40 @@ impl Driver for Small {
     }
 }
 
+impl EntryDriver for Small {
+    fn tables_exist(&self, _: &Tables, _: Iova, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn provide(&self, _: &Permit, _: &Tables, _: Iova, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn exchange<R: Removals>(
+        &self,
+        _: &Permit,
+        tables: &Tables,
+        _: Iova,
+        _: u64,
+        new: Option<(DmaExtent, Access)>,
+        removals: &mut R,
+    ) -> Result<(), Error> {
+        clear(tables, removals);
+        let entry = new.map_or(EMPTY, |(extent, _)| (extent.start().as_u64() / PAGE) as u32);
+        tables.entry.store(entry, Relaxed);
+        Ok(())
+    }
+
+    fn reaches(&self, _: &Tables, _: PhysAddr) -> bool {
+        true
+    }
+
+    fn kill(&self, _: &Permit, _: &Tables) -> Outcome {
+        self.flushed.fetch_add(1, Relaxed);
+        Outcome::Done
+    }
+}
+
 /// A clock that never reaches a deadline: a wait that another CPU could hold up for ever fails the model
 /// by exceeding its branches.
 pub(crate) struct Stopped;
@@ -176,11 +218,17 @@ impl Clock for Stopped {
 
 /// A machine with one group of one device, granted to both VMs.
 pub(crate) fn machine() -> (Arc<Policy>, GroupId) {
-    let iommu = Policy::new(Small::running());
+    let (iommu, group) = machine_of();
+    (Arc::new(iommu), group)
+}
+
+/// The same with seats for so many CPUs.
+pub(crate) fn machine_of<const CPUS: usize>() -> (Iommu<Small, 1, 2, CPUS>, GroupId) {
+    let iommu = Iommu::new(Small::running());
     let group = iommu.add_group(&[device()]).expect("a group");
     iommu.grant(VM, group).expect("a grant");
     iommu.grant(OTHER, group).expect("a grant");
-    (Arc::new(iommu), group)
+    (iommu, group)
 }
 
 /// As [`machine`], with the group attached to a context of `coherency` of the first VM. The claim is never
@@ -194,7 +242,7 @@ pub(crate) fn attached(coherency: Coherency) -> (Arc<Policy>, GroupId, ContextHa
     (iommu, group, context)
 }
 
-pub(crate) fn attach(claim: &mut Claim<'_, Small, 1, 2>, context: ContextHandle) {
+pub(crate) fn attach<const CPUS: usize>(claim: &mut Claim<'_, Small, 1, 2, CPUS>, context: ContextHandle) {
     let limit = Duration::from_millis(1);
     let quiet = claim.quiesce(&ObedientFunctions, &Stopped, Method::BusMasterOff, limit);
     claim.attach(context, quiet.expect("a proof")).expect("an attach");
