@@ -5,6 +5,7 @@
 //! modelled host bridge, and on boards, where a guest executes `sc 1`.
 
 pub mod call;
+mod guest;
 pub mod port;
 
 pub use call::{Answer, Call};
