@@ -139,12 +139,7 @@ impl<'p, P: GuestPort> Guest<'p, P> {
     }
 
     #[track_caller]
-    pub(super) fn was_refused(
-        &mut self,
-        what: &'static str,
-        found: i64,
-        status: i64,
-    ) -> Result<(), Failure> {
+    pub(super) fn was_refused(&mut self, what: &'static str, found: i64, status: i64) -> Result<(), Failure> {
         ensure(found != SUCCESS, "a call succeeded that must be refused")?;
         ensure(found == status, describe_unexpected(found))?;
         self.port.emit(&Event::Refused { what, why: describe(status) });

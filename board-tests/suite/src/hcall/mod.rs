@@ -7,6 +7,8 @@
 pub mod call;
 mod guest;
 pub mod port;
+mod rules;
 
 pub use call::{Answer, Call};
 pub use port::{Area, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window};
+pub use rules::{RULES, Rule, run_rule};
