@@ -6,9 +6,11 @@
 
 pub mod call;
 mod guest;
+pub mod oracle;
 pub mod port;
 mod rules;
 
 pub use call::{Answer, Call};
+pub use oracle::Oracle;
 pub use port::{Area, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window};
 pub use rules::{RULES, Rule, run_rule};
