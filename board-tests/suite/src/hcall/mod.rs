@@ -6,6 +6,7 @@
 
 pub mod call;
 mod guest;
+pub mod hostile;
 pub mod oracle;
 pub mod port;
 mod rules;

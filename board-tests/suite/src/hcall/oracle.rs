@@ -2,8 +2,8 @@
 
 use super::{
     call::{
-        Answer, BOTH, Call, FUNCTION, GET_TCE, LIST_ENTRIES, PARAMETER, PUT_TCE, PUT_TCE_INDIRECT,
-        STUFF_TCE, SUCCESS,
+        Answer, BOTH, Call, FUNCTION, GET_TCE, LIST_ENTRIES, PARAMETER, PUT_TCE, PUT_TCE_INDIRECT, STUFF_TCE,
+        SUCCESS,
     },
     port::{Area, Layout, Window},
 };
@@ -52,24 +52,52 @@ impl Oracle {
         Self { windows, memory: [Some(layout.plain()), Some(layout.small()), None] }
     }
 
-    /// What a call comes to; `read` gives the words of lists.
-    pub fn call(&mut self, call: Call, read: impl FnMut(u64) -> u64) -> Answer {
-        let [liobn, ioba, third, count] = call.arguments;
+    /// Makes a call; `read` gives the words of lists.
+    pub fn call(&mut self, call: Call, mut read: impl FnMut(u64) -> u64) -> Answer {
+        let answer = self.judge(call, &mut read);
+        if answer.status == SUCCESS {
+            self.commit(call, read);
+        }
+        answer
+    }
+
+    /// What a call comes to; changes nothing.
+    pub fn judge(&self, call: Call, read: impl FnMut(u64) -> u64) -> Answer {
+        let [.., third, count] = call.arguments;
         if ![GET_TCE, PUT_TCE, STUFF_TCE, PUT_TCE_INDIRECT].contains(&call.opcode) {
             return status(FUNCTION);
         }
-        let Some(index) = self.windows.iter().position(|held| held.window.liobn == liobn) else {
-            return REFUSED;
+        let Some((index, first, _)) = self.place(call) else { return REFUSED };
+        let good = match call.opcode {
+            GET_TCE => return Answer { status: SUCCESS, value: self.form(index, first) },
+            PUT_TCE => self.accepts(index, third),
+            STUFF_TCE => self.clears(index, third, count),
+            _ => self.accepts_list(index, third, count, read),
         };
-        let entries = if matches!(call.opcode, GET_TCE | PUT_TCE) { 1 } else { count };
-        let window = self.windows.get(index).map(|held| held.window);
-        let Some(first) = window.and_then(|window| window.entry(ioba, entries)) else { return REFUSED };
-        match call.opcode {
-            GET_TCE => Answer { status: SUCCESS, value: self.form(index, first) },
-            PUT_TCE => self.put(index, first, third),
-            STUFF_TCE => self.stuff(index, first, third, count),
-            _ => self.indirect(index, first, third, count, read),
+        if good { status(SUCCESS) } else { REFUSED }
+    }
+
+    /// Makes the changes of a call that was judged good.
+    pub fn commit(&mut self, call: Call, mut read: impl FnMut(u64) -> u64) {
+        let [_, _, third, _] = call.arguments;
+        let Some((index, first, count)) = self.place(call) else { return };
+        for number in 0..count {
+            match call.opcode {
+                PUT_TCE | STUFF_TCE => self.set(index, first + number, third),
+                PUT_TCE_INDIRECT => self.set(index, first + number, read(third + number * 8)),
+                _ => {}
+            }
         }
+    }
+
+    /// The entries that a call names: index of the window in the layout, first entry, and how many.
+    #[must_use]
+    pub fn place(&self, call: Call) -> Option<(usize, u64, u64)> {
+        let [liobn, ioba, _, count] = call.arguments;
+        let count = if matches!(call.opcode, GET_TCE | PUT_TCE) { 1 } else { count };
+        let index = self.windows.iter().position(|held| held.window.liobn == liobn)?;
+        let first = self.windows.get(index)?.window.entry(ioba, count)?;
+        Some((index, first, count))
     }
 
     /// Notes that the hypervisor registered memory. At most three areas.
@@ -120,6 +148,14 @@ impl Oracle {
         self.windows.iter().map(units).sum()
     }
 
+    /// Whether hardware tables map memory of an area.
+    #[must_use]
+    pub fn maps(&self, area: Area) -> bool {
+        let leads_in = |&form: &u64| form & BOTH != 0 && area.holds(form & !BOTH, 1);
+        let behind = self.windows.iter().filter(|held| held.tables.iter().any(Option::is_some));
+        behind.flat_map(|held| &held.forms).any(leads_in)
+    }
+
     /// What an entry of window `index` of the layout holds.
     #[must_use]
     pub fn form(&self, index: usize, entry: u64) -> u64 {
@@ -138,49 +174,16 @@ impl Oracle {
         address & (bytes - 1) == 0 && region.is_some_and(fits)
     }
 
-    fn put(&mut self, index: usize, entry: u64, tce: u64) -> Answer {
-        if !self.accepts(index, tce) {
-            return REFUSED;
-        }
-        self.set(index, entry, tce);
-        status(SUCCESS)
-    }
-
-    fn stuff(&mut self, index: usize, first: u64, value: u64, count: u64) -> Answer {
+    fn clears(&self, index: usize, value: u64, count: u64) -> bool {
         let cap = self.windows.get(index).and_then(|held| held.window.stuff_cap);
-        if value & BOTH != 0 || cap.is_some_and(|cap| count > u64::from(cap)) {
-            return REFUSED;
-        }
-        for entry in first..first + count {
-            self.set(index, entry, value);
-        }
-        status(SUCCESS)
+        value & BOTH == 0 && cap.is_none_or(|cap| count <= u64::from(cap))
     }
 
-    fn indirect(
-        &mut self,
-        index: usize,
-        first: u64,
-        list: u64,
-        count: u64,
-        mut read: impl FnMut(u64) -> u64,
-    ) -> Answer {
-        if count > LIST_ENTRIES || list & 0xfff != 0 {
-            return REFUSED;
-        }
-        if count == 0 {
-            return status(SUCCESS);
-        }
-        if !self.memory.iter().flatten().any(|area| area.holds(list, 0x1000)) {
-            return REFUSED;
-        }
-        if (0..count).any(|number| !self.accepts(index, read(list + number * 8))) {
-            return REFUSED;
-        }
-        for number in 0..count {
-            self.set(index, first + number, read(list + number * 8));
-        }
-        status(SUCCESS)
+    fn accepts_list(&self, index: usize, list: u64, count: u64, mut read: impl FnMut(u64) -> u64) -> bool {
+        let readable = || self.memory.iter().flatten().any(|area| area.holds(list, 0x1000));
+        let mut accepts = |number| self.accepts(index, read(list + number * 8));
+        let shaped = count <= LIST_ENTRIES && list & 0xfff == 0;
+        shaped && (count == 0 || readable() && (0..count).all(|number| accepts(number)))
     }
 
     fn set(&mut self, index: usize, entry: u64, tce: u64) {
