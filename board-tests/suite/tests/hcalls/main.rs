@@ -5,10 +5,15 @@
     reason = "tests document themselves by their names; this is no library"
 )]
 
+mod host;
+#[path = "../../../../ppc-tce/tests/machine/mod.rs"]
+mod machine;
 mod model;
 
+use host::HostPort;
 use libtest_mimic::{Arguments, Failed, Trial};
 use model::{BREAKAGES, Breakage, Model};
+use portcullis_fake::phb::PhbKind;
 use portcullis_suite::hcall::{
     GuestPort, Layout, Oracle, RULES, Rule,
     hostile::{Mismatch, Plan, Tally, run_hostile},
@@ -36,10 +41,55 @@ fn main() {
             hostile(&mut Model::new(layout, None), 20_000, 64).map(|_| ())
         }));
     }
+    trials.extend(ports().into_iter().flat_map(|port| port.trials()));
     for &(breakage, red) in BREAKAGES {
         trials.push(Trial::test(format!("broken::{breakage:?}"), move || turns_red(breakage, red)));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A hypervisor over the model of a host bridge.
+#[derive(Clone)]
+struct Port {
+    name: String,
+    kind: PhbKind,
+    layout: Layout,
+    real_mode: bool,
+}
+
+/// Each bridge, with windows in both places, with real mode and without.
+fn ports() -> Vec<Port> {
+    let kinds = [("phb3", PhbKind::Phb3), ("phb4", PhbKind::Phb4), ("phb5", PhbKind::Phb5)];
+    let mut ports = Vec::new();
+    for (bridge, kind) in kinds {
+        for (place, layout) in LAYOUTS {
+            for (mode, real_mode) in [("real", true), ("virtual", false)] {
+                ports.push(Port { name: format!("{bridge}-{place}-{mode}"), kind, layout, real_mode });
+            }
+        }
+    }
+    ports
+}
+
+impl Port {
+    fn make(&self) -> HostPort {
+        HostPort::new(self.kind, self.layout, self.real_mode)
+    }
+
+    /// All rules that the port can show, and hostile calls.
+    fn trials(self) -> Vec<Trial> {
+        let offers = self.make().offers();
+        let mut trials = Vec::new();
+        for rule in RULES.iter().filter(|rule| offers.contains(rule.needs)) {
+            let port = self.clone();
+            let name = format!("{}::{}", self.name, rule.name);
+            trials.push(Trial::test(name, move || show(&mut port.make(), rule)));
+        }
+        trials.push(Trial::test(format!("{}::hostile_calls", self.name), move || {
+            hostile(&mut self.make(), 20_000, 64).map(|_| ())
+        }));
+        trials
+    }
 }
 
 /// A port keeps a rule.
