@@ -125,7 +125,7 @@ fn every_rule_can_fail() -> Result<(), Failed> {
 /// Hostile calls, of which every status came and enough committed.
 fn hostile(port: &mut impl GuestPort, calls: u64, check_every: u64) -> Result<Tally, Failed> {
     let mut oracle = Oracle::new(port.layout());
-    let plan = Plan { seed: 0x5eed, calls, anew_every: 1000, check_every };
+    let plan = Plan { seed: 0x5eed, calls, anew_every: 500, check_every };
     let tally = run_hostile(port, &mut oracle, plan)
         .map_err(|mismatch: Mismatch| Failed::from(format!("{mismatch:x?}")))?;
     println!("{tally:?}, {} % committed", tally.percent_committed());

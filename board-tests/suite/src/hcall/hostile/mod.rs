@@ -8,7 +8,7 @@ pub use tally::Tally;
 
 use self::pick::{Picker, changes};
 use super::{
-    call::{Answer, BUSY, Call, HARDWARE, NOT_ENOUGH_RESOURCES, SUCCESS},
+    call::{Answer, BUSY, Call, HARDWARE, NOT_ENOUGH_RESOURCES, STUFF_TCE, SUCCESS},
     oracle::Oracle,
     port::{Control, Deed, GuestPort, Moment, Offers},
 };
@@ -96,7 +96,8 @@ impl<P: GuestPort> Run<'_, P> {
         match self.picker.numbers.below(64) {
             0 => self.change_registration()?,
             1..=2 if offers.contains(Offers::STARVE) => self.starved(call)?,
-            3..=6 if offers.contains(Offers::TAKEN) => self.overlapped(call)?,
+            // H_STUFF_TCE takes its entries a few at a time: what meets it may come before or after.
+            3..=6 if offers.contains(Offers::TAKEN) && call.opcode != STUFF_TCE => self.overlapped(call)?,
             _ => self.alone(call, Hindered::Not)?,
         }
         self.look_at(call)?;
