@@ -54,6 +54,7 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
         | Event::Revoked { .. }
         | Event::Died { .. }
         | Event::Coherency { .. } => ownership(event),
+        Event::Called { .. } | Event::Calls { .. } => hypercalls(event),
         Event::Begin { scenario } => (Tone::Plain, format!("scenario {scenario}")),
         Event::Step { text } => (Tone::Plain, text.to_owned()),
         Event::Attached { requester: id, context } => {
@@ -109,6 +110,22 @@ fn ownership(event: &Event<'_>) -> (Tone, String) {
         _ => String::new(),
     };
     (Tone::Setting, text)
+}
+
+fn hypercalls(event: &Event<'_>) -> (Tone, String) {
+    match *event {
+        Event::Called { call, ioba, count, status } => {
+            let tone = if status == "H_SUCCESS" { Tone::Setting } else { Tone::Stopped };
+            let entries = if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") };
+            (tone, format!("{call:<9} by the guest: {entries} from {ioba:#x}: {status}"))
+        }
+        Event::Calls { calls, committed, refused, real } => {
+            let text =
+                format!("{calls} hypercalls: {committed} committed, {refused} refused, {real} in real mode");
+            (Tone::Setting, text)
+        }
+        _ => (Tone::Plain, String::new()),
+    }
 }
 
 fn machine(event: &Event<'_>) -> (Tone, String) {
@@ -201,6 +218,18 @@ mod tests {
         assert!(line(&ready).1.ends_with("48-bit IOVA, snoop control: no"));
         assert_eq!((size(4096), size(10)), ("4 KiB".to_owned(), "10 bytes".to_owned()));
     }
+    #[test]
+    fn hypercalls_are_told_with_what_came_of_them() {
+        let called = Event::Called { call: "H_STUFF_TCE", ioba: 0x3000, count: 2, status: "H_PARAMETER" };
+        let (tone, text) = line(&called);
+        assert_eq!(
+            (tone, text.as_str()),
+            (Tone::Stopped, "H_STUFF_TCE by the guest: 2 entries from 0x3000: H_PARAMETER")
+        );
+        let (_, text) = line(&Event::Calls { calls: 9, committed: 5, refused: 3, real: 8 });
+        assert_eq!(text, "9 hypercalls: 5 committed, 3 refused, 8 in real mode");
+    }
+
     #[test]
     fn who_owns_what_is_told() {
         let told = |event: Event<'_>| line(&event).1;

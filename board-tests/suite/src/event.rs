@@ -177,6 +177,28 @@ pub enum Event<'a> {
         /// Number of the answer.
         epoch: u32,
     },
+    /// A guest made a hypercall.
+    Called {
+        /// Which, as `H_PUT_TCE`.
+        call: &'a str,
+        /// First I/O bus address.
+        ioba: u64,
+        /// Entries.
+        count: u64,
+        /// What came back, as `H_SUCCESS`.
+        status: &'a str,
+    },
+    /// Many hypercalls of a guest ended.
+    Calls {
+        /// How many.
+        calls: u64,
+        /// How many of them committed.
+        committed: u64,
+        /// How many were refused, whatever for.
+        refused: u64,
+        /// How many were finished in real mode.
+        real: u64,
+    },
 }
 
 /// Which way a transfer goes.

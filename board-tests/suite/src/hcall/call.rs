@@ -80,6 +80,18 @@ impl Call {
     }
 }
 
+/// The name of a call.
+#[must_use]
+pub const fn name(opcode: u64) -> &'static str {
+    match opcode {
+        GET_TCE => "H_GET_TCE",
+        PUT_TCE => "H_PUT_TCE",
+        STUFF_TCE => "H_STUFF_TCE",
+        PUT_TCE_INDIRECT => "H_PUT_TCE_INDIRECT",
+        _ => "a call of another family",
+    }
+}
+
 /// A status in words.
 #[must_use]
 pub const fn describe(status: i64) -> &'static str {

@@ -26,6 +26,8 @@ pub(super) struct Guest<'p, P> {
     pub(super) window: Window,
     device: usize,
     word: u64,
+    /// What was refused last: the same again and again is told once.
+    told: &'static str,
 }
 
 /// What a device reaches through an entry.
@@ -44,7 +46,7 @@ impl<'p, P: GuestPort> Guest<'p, P> {
     /// A guest that uses [`Layout::main`] and device 0.
     pub(super) fn new(port: &'p mut P) -> Self {
         let window = port.layout().main();
-        Self { port, window, device: 0, word: 0x1000 }
+        Self { port, window, device: 0, word: 0x1000, told: "" }
     }
 
     pub(super) fn layout(&self) -> Layout {
@@ -142,8 +144,15 @@ impl<'p, P: GuestPort> Guest<'p, P> {
     pub(super) fn was_refused(&mut self, what: &'static str, found: i64, status: i64) -> Result<(), Failure> {
         ensure(found != SUCCESS, "a call succeeded that must be refused")?;
         ensure(found == status, describe_unexpected(found))?;
-        self.port.emit(&Event::Refused { what, why: describe(status) });
+        self.tell_refused(what, describe(status));
         Ok(())
+    }
+
+    fn tell_refused(&mut self, what: &'static str, why: &'static str) {
+        if self.told != what {
+            self.told = what;
+            self.port.emit(&Event::Refused { what, why });
+        }
     }
 
     /// H_PUT_TCE is refused with H_PARAMETER, and the entry stays as it is.
@@ -169,7 +178,7 @@ impl<'p, P: GuestPort> Guest<'p, P> {
     #[track_caller]
     pub(super) fn refuses_control(&mut self, what: &'static str, control: Control) -> Result<(), Failure> {
         ensure(!self.port.control(control), "the hypervisor did what it must refuse")?;
-        self.port.emit(&Event::Refused { what, why: "the hypervisor refuses" });
+        self.tell_refused(what, "the hypervisor refuses");
         Ok(())
     }
 

@@ -5,11 +5,14 @@
 //! modelled host bridge, and on boards, where a guest executes `sc 1`.
 
 pub mod call;
+pub mod driver;
 mod guest;
 pub mod hostile;
 pub mod oracle;
 pub mod port;
 mod rules;
+pub mod scenario;
+pub mod two;
 
 pub use call::{Answer, Call};
 pub use oracle::Oracle;

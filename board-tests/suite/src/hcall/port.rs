@@ -32,7 +32,8 @@ pub trait GuestPort {
     fn write(&mut self, guest: u64, word: u64);
 
     /// Device `device` copies the 8 bytes at `from` to `to`, both I/O bus addresses of the window that it is behind. A
-    /// transfer that is blocked is no failure, and does not hinder the next one.
+    /// transfer that is blocked is no failure, and does not hinder the next one; a device whose read was blocked may
+    /// write what it read before.
     ///
     /// # Errors
     /// The device did not do its part.
@@ -57,6 +58,15 @@ pub trait GuestPort {
     /// # Errors
     /// What does not hold.
     fn check(&mut self) -> Result<(), Failure>;
+
+    /// Checks the same for one entry of a window, as far as that is cheaper.
+    ///
+    /// # Errors
+    /// What does not hold.
+    fn check_entry(&mut self, window: Window, entry: u64) -> Result<(), Failure>;
+
+    /// Requester ID of a device, for the host to read.
+    fn requester(&self, device: usize) -> u16;
 
     /// How calls ended up to now.
     fn finished(&self) -> Finished;

@@ -14,10 +14,13 @@ use host::HostPort;
 use libtest_mimic::{Arguments, Failed, Trial};
 use model::{BREAKAGES, Breakage, Model};
 use portcullis_fake::phb::PhbKind;
-use portcullis_suite::hcall::{
-    GuestPort, Layout, Oracle, RULES, Rule,
-    hostile::{Mismatch, Plan, run_hostile},
-    run_rule,
+use portcullis_suite::{
+    Failure,
+    hcall::{
+        GuestPort, Layout, Oracle, RULES, Rule, driver,
+        hostile::{Mismatch, Plan, run_hostile},
+        run_rule, scenario, two,
+    },
 };
 
 /// Where windows begin: where nothing is below them, and where something is.
@@ -78,6 +81,9 @@ fn ports() -> Vec<Port> {
     ports
 }
 
+/// What a board shows, too.
+type Scenario = fn(&mut HostPort) -> Result<(), Failure>;
+
 impl Port {
     fn make(&self) -> HostPort {
         HostPort::new(self.kind, self.layout, self.real_mode)
@@ -91,6 +97,19 @@ impl Port {
             let port = self.clone();
             let name = format!("{}::{}", self.name, rule.name);
             trials.push(Trial::test(name, move || show(&mut port.make(), rule)));
+        }
+        let scenarios: [(&str, Scenario); 5] = [
+            ("hcall_rules", scenario::rules),
+            ("hcall_hostile", |port| scenario::hostile(port, &mut Oracle::new(port.layout()))),
+            ("hcall_driver", driver::driver),
+            ("hcall_two_vcpus", two::two_vcpus),
+            ("hcall_revoked_while_calling", two::revoked_while_calling),
+        ];
+        for (name, scenario) in scenarios {
+            let port = self.clone();
+            trials.push(Trial::test(format!("{}::{name}", self.name), move || {
+                scenario(&mut port.make()).map_err(|failure| format!("{failure:?}").into())
+            }));
         }
         trials.push(Trial::test(format!("{}::hostile_calls", self.name), move || {
             hostile(&mut self.make(), SHORT)

@@ -209,16 +209,18 @@ impl<P: GuestPort> Run<'_, P> {
 
     /// Looks at the entries at both ends of a call and in its middle, or where a refused one would have begun.
     fn look_at(&mut self, call: Call) -> Result<(), Failure> {
-        let [liobn, ioba, _, _] = call.arguments;
-        let Some((index, _, count)) = self.oracle.place(call) else { return Ok(()) };
+        let Some((index, first, count)) = self.oracle.place(call).filter(|(.., count)| *count > 0) else {
+            return Ok(());
+        };
         let Some(window) = self.port.layout().windows().get(index).copied() else { return Ok(()) };
-        for number in [0, count / 2, count.saturating_sub(1)] {
-            let get = Call::get(liobn, ioba + (number << window.page_shift));
+        for entry in [first, first + count / 2, first + count - 1] {
+            let get = Call::get(window.liobn, window.ioba(entry));
             let (found, expected) = (self.port.call(get), self.judge(get));
             if found.status != expected.status || expected.status == SUCCESS && found != expected {
                 self.last = (get, expected, found);
                 return ensure(false, "an entry is not what the calls before made of it");
             }
+            self.port.check_entry(window, entry)?;
         }
         Ok(())
     }

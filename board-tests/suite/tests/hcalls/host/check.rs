@@ -41,13 +41,37 @@ impl HostPort {
     ) -> Result<u64, Failure> {
         let mut live = 0;
         for entry in 0..window.entries {
-            let ioba = window.ioba(entry);
-            let form = self.second_calls(Call::get(window.liobn, ioba)).value;
-            for offset in (0..window.page_bytes()).step_by(0x1000) {
-                let wanted = (form & 3 != 0).then(|| (form & !3) + offset);
-                self.check_page(number, context, ioba + offset, wanted, form & 3)?;
-                live += u64::from(wanted.is_some());
+            live += self.check_pages(number, window, context, entry)?;
+        }
+        Ok(live)
+    }
+
+    /// The same for one entry of a window, whatever stands behind it.
+    pub fn check_one(&mut self, window: Window, entry: u64) -> Result<(), Failure> {
+        for number in 0..self.devices.len() {
+            match self.devices[number].behind {
+                Some((its, context)) if its == window && !self.is_quarantined() => {
+                    self.check_pages(number, window, context, entry)?;
+                }
+                _ => {}
             }
+        }
+        Ok(())
+    }
+
+    fn check_pages(
+        &mut self,
+        number: usize,
+        window: Window,
+        context: ContextHandle,
+        entry: u64,
+    ) -> Result<u64, Failure> {
+        let (ioba, mut live) = (window.ioba(entry), 0);
+        let form = self.second_calls(Call::get(window.liobn, ioba)).value;
+        for offset in (0..window.page_bytes()).step_by(0x1000) {
+            let wanted = (form & 3 != 0).then(|| (form & !3) + offset);
+            self.check_page(number, context, ioba + offset, wanted, form & 3)?;
+            live += u64::from(wanted.is_some());
         }
         Ok(live)
     }

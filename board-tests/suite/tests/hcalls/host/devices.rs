@@ -52,8 +52,8 @@ impl HostPort {
             device.claim.take().unwrap_or_else(|| iommu.claim(VM, device.group).expect("a claim"));
         claim.quiesce_and_attach(context).expect("an attach");
         let patience = Patience { clock: &self.made.clock, limit: LIMIT };
-        let seat = &mut self.first.seat;
-        let connected = self.made.calls.connect(seat, &claim, VM, Liobn(liobn as u32), patience);
+        let mut first = self.first.lock().expect("no test thread died here");
+        let connected = self.made.calls.connect(&mut first.seat, &claim, VM, Liobn(liobn as u32), patience);
         if connected.is_err() {
             claim.detach().expect("the device is blocked");
             iommu.destroy_context(context).expect("nobody uses it");
@@ -69,7 +69,8 @@ impl HostPort {
         let Some((window, context)) = device.behind.take() else { return false };
         let patience = Patience { clock: &self.made.clock, limit: LIMIT };
         let liobn = Liobn(window.liobn as u32);
-        let left = self.made.calls.disconnect(&mut self.first.seat, VM, liobn, context, patience);
+        let mut first = self.first.lock().expect("no test thread died here");
+        let left = self.made.calls.disconnect(&mut first.seat, VM, liobn, context, patience);
         let detached = device.claim.as_mut().map(HostClaim::detach);
         left.is_ok() && detached == Some(Ok(())) && self.made.iommu.destroy_context(context).is_ok()
     }

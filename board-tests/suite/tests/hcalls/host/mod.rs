@@ -1,5 +1,6 @@
 //! The hypercalls over the model of the host bridge, with its cache of entries on, as a port.
 
+mod both;
 mod check;
 mod cpu;
 mod devices;
@@ -14,7 +15,7 @@ use portcullis_ppc_tce::hcall::{Liobn, Patience, Reply, Why};
 use portcullis_suite::{
     Event, Failure,
     hcall::{
-        Answer, Area, Call, Control, Deed, Finished, GuestPort, Layout, Moment, Offers,
+        Answer, Area, Call, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window,
         call::{PARAMETER, SUCCESS},
         port::{FOREIGN_LIOBN, MEMORY_BYTES},
     },
@@ -33,7 +34,7 @@ pub struct HostPort {
     real_mode: bool,
     made: Made,
     opal: Opal,
-    first: Cpu,
+    first: Arc<Mutex<Cpu>>,
     contender: Shared,
     devices: [Device; 2],
     regions: Vec<(Area, RegionHandle)>,
@@ -55,7 +56,7 @@ impl HostPort {
             kind,
             layout,
             real_mode,
-            first: cpu(0),
+            first: Arc::new(Mutex::new(cpu(0))),
             contender: Arc::new(Mutex::new(contender)),
             devices: [Device::new(&made, 0), Device::new(&made, 1)],
             regions: Vec::new(),
@@ -94,14 +95,18 @@ impl HostPort {
         let patience = Patience { clock: &self.made.clock, limit: LIMIT };
         for window in self.layout.windows() {
             let liobn = Liobn(window.liobn as u32);
-            self.made.calls.remove(&mut self.first.seat, VM, liobn, patience).expect("a window");
+            self.made.calls.remove(&mut self.first().seat, VM, liobn, patience).expect("a window");
         }
         let foreign = Liobn(FOREIGN_LIOBN as u32);
-        self.made.calls.remove(&mut self.first.seat, OTHER_VM, foreign, patience).expect("a window");
+        self.made.calls.remove(&mut self.first().seat, OTHER_VM, foreign, patience).expect("a window");
         for (_, region) in std::mem::take(&mut self.regions) {
             self.made.iommu.unregister_memory(VM, region).expect("nothing is mapped any more");
         }
-        self.first.vcpu.abandon();
+        self.first().vcpu.abandon();
+    }
+
+    fn first(&self) -> MutexGuard<'_, Cpu> {
+        self.first.lock().expect("no test thread died here")
     }
 
     fn contender(&self) -> MutexGuard<'_, Contender> {
@@ -209,7 +214,7 @@ impl HostPort {
     fn finish(&mut self, call: Call) -> (Answer, bool) {
         let (mut handed_over, mut in_real) = (false, self.real_mode);
         loop {
-            let reply = if in_real { self.first.real(call) } else { self.first.virt(call) };
+            let reply = if in_real { self.first().real(call) } else { self.first().virt(call) };
             if let Some(answer) = answer(reply) {
                 return (answer, handed_over || !self.real_mode);
             }
@@ -314,6 +319,14 @@ impl GuestPort for HostPort {
 
     fn check(&mut self) -> Result<(), Failure> {
         self.check_all()
+    }
+
+    fn check_entry(&mut self, window: Window, entry: u64) -> Result<(), Failure> {
+        self.check_one(window, entry)
+    }
+
+    fn requester(&self, device: usize) -> u16 {
+        REQUESTERS[device]
     }
 
     fn finished(&self) -> Finished {

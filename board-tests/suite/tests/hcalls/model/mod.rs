@@ -213,6 +213,14 @@ impl GuestPort for Model {
         Ok(())
     }
 
+    fn check_entry(&mut self, _: Window, _: u64) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn requester(&self, device: usize) -> u16 {
+        device as u16
+    }
+
     fn finished(&self) -> Finished {
         self.finished
     }
