@@ -1,6 +1,6 @@
 //! A machine with one host bridge whose hypervisor serves hypercalls.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, time::Duration};
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
@@ -9,7 +9,10 @@ use portcullis_fake::{
 };
 use portcullis_hal::{GuestPhysAddr, GuestPhysRange, PagePool, PhysAddr};
 use portcullis_iommu::{Iommu, RegionHandle, VmId};
-use portcullis_ppc_tce::hcall::{Hypercalls, Liobn, WindowSpec};
+use portcullis_ppc_tce::{
+    Config,
+    hcall::{Hypercalls, Liobn, WindowSpec},
+};
 use portcullis_suite::hcall::{
     Area, Layout, Window,
     port::{BUDGET, FOREIGN_LIOBN},
@@ -44,7 +47,8 @@ pub struct Made {
 }
 
 impl Made {
-    pub fn new(kind: PhbKind) -> Self {
+    /// `kill_limit` is how long a kill may take on the fake clock.
+    pub fn new(kind: PhbKind, kill_limit: Duration) -> Self {
         let memory = FakeMemory::coherent(PhysAddr::new(0), PAGES);
         let phb = FakePhb::new(kind, &memory);
         let (tables, clock) = (WatchedMemory::new(memory.part(TABLES.0, TABLES.1)), FakeClock::default());
@@ -54,7 +58,7 @@ impl Made {
             PagePool::new(tables.clone()).expect("a pool"),
             clock.clone(),
             FakeCache::new(&memory),
-            config(kind),
+            Config { kill_limit, ..config(kind) },
         );
         let iommu: &'static Policy = Box::leak(Box::new(Iommu::new(driver.expect("the driver comes up"))));
         let views = WatchedMemory::new(FakeMemory::coherent(PhysAddr::new(VIEWS), VIEW_PAGES));

@@ -6,7 +6,10 @@ mod cpu;
 mod devices;
 mod machine;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use portcullis_fake::phb::{Hang, Opal, PhbKind};
 use portcullis_hal::PageRun;
@@ -48,8 +51,18 @@ pub struct HostPort {
 }
 
 impl HostPort {
+    /// A port on which a kill that is not confirmed is soon noticed.
     pub fn new(kind: PhbKind, layout: Layout, real_mode: bool) -> Self {
-        let made = Made::new(kind);
+        Self::with_limit(kind, layout, real_mode, Duration::from_micros(200))
+    }
+
+    /// One whose waits do not end, for threads that hold each other up.
+    pub fn patient(kind: PhbKind, layout: Layout, real_mode: bool) -> Self {
+        Self::with_limit(kind, layout, real_mode, LIMIT)
+    }
+
+    fn with_limit(kind: PhbKind, layout: Layout, real_mode: bool, kill_limit: Duration) -> Self {
+        let made = Made::new(kind, kill_limit);
         let cpu = |number| Cpu::new(made.iommu, made.calls, number);
         let contender = Contender { cpu: cpu(1), met: None, wanted: None, answer: None };
         let mut port = Self {
