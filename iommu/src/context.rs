@@ -177,6 +177,8 @@ pub(crate) struct SlotState {
     pub(crate) leads_to_bars: AtomicBool,
     /// A group was attached since the context was made, or is just being.
     attached: AtomicBool,
+    /// Every session that did not find that has ended.
+    settled: AtomicBool,
 }
 
 /// All slots. Mapping calls enter a slot's gate, sessions go through it; making and destroying a context
@@ -194,6 +196,7 @@ pub(crate) const fn empty_slot<C>() -> Place<SlotState, Option<Context<C>>> {
         poisoned: AtomicBool::new(false),
         leads_to_bars: AtomicBool::new(false),
         attached: AtomicBool::new(false),
+        settled: AtomicBool::new(false),
     };
     Place::kept_shut(state, None)
 }
@@ -212,16 +215,25 @@ impl SlotState {
         self.attached.load(LOOK)
     }
 
-    /// Notes that a group is about to be attached; whether it is the first one, so that sessions must be
-    /// waited for.
-    pub(crate) fn attach(&self) -> bool {
-        !self.attached.swap(true, Ordering::AcqRel)
+    /// Notes that a group is about to be attached, and has `outlast` wait for sessions which may not have
+    /// found that; whether all have ended. Once is enough, also for groups that come later.
+    pub(crate) fn attach(&self, outlast: impl FnOnce() -> bool) -> bool {
+        if self.settled.load(Ordering::Acquire) {
+            return true;
+        }
+        self.attached.store(true, Ordering::Relaxed);
+        let settled = outlast();
+        if settled {
+            self.settled.store(true, Ordering::Release);
+        }
+        settled
     }
 
     /// Notes that a new context is in the slot.
     pub(crate) fn renew(&self) {
         self.leads_to_bars.store(false, Ordering::Relaxed);
         self.attached.store(false, Ordering::Relaxed);
+        self.settled.store(false, Ordering::Relaxed);
     }
 
     /// Why a shut gate turns `handle` away.

@@ -209,7 +209,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
             let Some(to) = inside.as_ref().and_then(|inside| inside.as_ref()) else {
                 return Answer::Refused(Error::Busy);
             };
-            if slot.state().attach() && !self.contexts.outlast_soon() {
+            if !slot.state().attach(|| self.contexts.outlast_soon()) {
                 return Answer::Refused(Error::Busy);
             }
             let permit = Permit::new();

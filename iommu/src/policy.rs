@@ -161,7 +161,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// Ends a context and gives its table pages back.
     ///
     /// # Errors
-    /// [`Error::Stale`], [`Error::InUse`], [`Error::Busy`] while a mapping call is inside,
+    /// [`Error::Stale`], [`Error::InUse`], [`Error::Busy`] while a mapping call or any session is inside,
     /// [`Error::Quarantined`] when an invalidation was never confirmed: its pages are kept.
     pub fn destroy_context(&self, context: ContextHandle) -> Result<(), Error> {
         self.run(Request::DestroyContext { context }, &mut AtOnce).map(drop)
@@ -234,9 +234,6 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
         self.no_bar_mapped(entered.state, context, range)?;
-        if entered.context()?.backing.is_closed_to_unmap() {
-            return self.unmap_nothing(&entered, range);
-        }
         self.unmap_from(&entered, range)
     }
 

@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 
+mod hcall;
 mod machine;
 mod pci;
 mod policy;

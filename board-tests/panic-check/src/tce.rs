@@ -2,13 +2,14 @@
 
 use core::{hint::black_box, time::Duration};
 
-use portcullis_hal::{IoPageSize, Iova, RequesterId, Segment};
+use portcullis_hal::{DonatedPages, IoPageSize, Iova, RequesterId, Segment};
 use portcullis_ppc_tce::{
     ContextSpec, Firmware, FirmwareError, Generation, Geometry, PeNumber, PestEntry, Table, TableRoot, Tce,
     TceIommu, WindowNumber, driver::Config,
 };
 
 use crate::{
+    hcall,
     machine::{AnyClock, NoCaches, Registers, pool, unknown},
     policy,
 };
@@ -47,20 +48,6 @@ pub(crate) fn exercise() {
     };
     let Some(page_size) = IoPageSize::from_shift(unknown()) else { return };
     tables(page_size);
-    let config = Config {
-        generation,
-        segment: Segment(unknown()),
-        pe_count: unknown(),
-        reserved_pe: PeNumber(unknown()),
-        kill_limit: Duration::from_nanos(unknown()),
-    };
-    let Some(pool) = pool() else { return };
-    let Ok(driver) =
-        TceIommu::<_, _, _, _, _>::bring_up(AnyFirmware, Registers, pool, AnyClock, NoCaches, config)
-    else {
-        return;
-    };
-    black_box((driver.is_quarantined(), driver.pool().free_pages()));
     let spec = ContextSpec {
         page_size,
         window_start: Iova::new(unknown()),
@@ -68,7 +55,26 @@ pub(crate) fn exercise() {
         levels: unknown(),
         page_limit: (unknown::<u8>() == 1).then(unknown),
     };
-    policy::exercise(driver, &spec);
+    if let Some(driver) = bring_up(generation) {
+        black_box((driver.is_quarantined(), driver.pool().free_pages()));
+        policy::exercise(driver, &spec);
+    }
+    if let Some(driver) = bring_up(generation) {
+        hcall::exercise(driver, &spec);
+    }
+}
+
+fn bring_up(
+    generation: Generation,
+) -> Option<TceIommu<AnyFirmware, Registers, DonatedPages<'static>, AnyClock, NoCaches>> {
+    let config = Config {
+        generation,
+        segment: Segment(unknown()),
+        pe_count: unknown(),
+        reserved_pe: PeNumber(unknown()),
+        kill_limit: Duration::from_nanos(unknown()),
+    };
+    TceIommu::bring_up(AnyFirmware, Registers, pool()?, AnyClock, NoCaches, config).ok()
 }
 
 /// The tables alone, as a hypercall uses them.

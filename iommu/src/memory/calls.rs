@@ -38,11 +38,13 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         self.memory.register(vm, guest, extent)
     }
 
-    /// Ends a region. When it returns, no table leads there and no mapping can begin. Takes a lock.
+    /// Ends a region. When it returns, no table leads there and no mapping can begin. Takes a lock, and holds
+    /// it while it waits a bounded time for sessions that are under way.
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::OwnedBy`] for another VM's region, [`Error::StillMapped`] with the
-    /// number of 4 KiB units that are mapped or being mapped: nothing changed.
+    /// number of 4 KiB units that are mapped or being mapped, [`Error::Busy`] when a session did not end in
+    /// time: nothing changed.
     pub fn unregister_memory(&self, vm: VmId, region: RegionHandle) -> Result<(), Error> {
         self.memory.unregister(vm, region, || self.contexts.outlast_soon())
     }
@@ -51,7 +53,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// mapped stays until a later call.
     ///
     /// # Errors
-    /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay.
+    /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay; [`Error::Busy`] when a
+    /// session did not end in time: all of them stay.
     pub fn release_memory(&self, vm: VmId) -> Result<(), Error> {
         self.memory.release(vm, || self.contexts.outlast_soon())
     }
@@ -124,6 +127,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         if context.backing.is_extents() {
             return self.unmap_telling(entered, context, range, &mut Unheard);
         }
+        if context.backing.is_closed_to_unmap() {
+            return self.unmap_nothing(context, range);
+        }
         let mut returned = Returned::new(&self.memory, &context.backing);
         let bytes = self.unmap_telling(entered, context, range, &mut returned)?;
         returned.give_back();
@@ -133,12 +139,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// An unmap where no mapping is that it could end: refused for entries of sessions and for what could
     /// never be mapped.
     #[cold]
-    pub(crate) fn unmap_nothing(
-        &self,
-        entered: &Entered<'_, D::Context>,
-        range: IovaRange,
-    ) -> Result<u64, Error> {
-        let context = entered.context()?;
+    #[inline(never)]
+    fn unmap_nothing(&self, context: &Context<D::Context>, range: IovaRange) -> Result<u64, Error> {
         if context.backing.is_entries() {
             return Err(Error::OtherBacking);
         }
@@ -178,7 +180,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     pub(crate) fn end_tables(&self, context: Context<D::Context>) -> Result<(), Error> {
         let mut returned = Returned::new(&self.memory, &context.backing);
         self.driver.destroy(&Permit::new(), context.tables, &mut returned).confirmed()?;
-        returned.give_back();
+        match context.backing.is_entries() {
+            true => returned.give_back_to_sessions(),
+            false => returned.give_back(),
+        }
         Ok(())
     }
 }

@@ -28,13 +28,19 @@ impl<'m, const N: usize, const CPUS: usize> Returned<'m, N, CPUS> {
     /// The invalidation is confirmed: no device reaches the memory through these entries any more.
     #[inline]
     pub(crate) fn give_back(&mut self) {
-        let by_sessions = self.backing.is_entries();
         while let Some((slot, tokens)) = self.others.pop() {
-            self.memory.give_back(slot, tokens, by_sessions);
+            self.memory.give_back(slot, tokens);
         }
         if let Some((slot, tokens)) = self.first.take() {
-            self.memory.give_back(slot, tokens, by_sessions);
+            self.memory.give_back(slot, tokens);
         }
+    }
+
+    /// As [`give_back`](Self::give_back), for entries that sessions have made.
+    pub(crate) fn give_back_to_sessions(&mut self) {
+        self.others.iter().chain(&self.first).for_each(|(slot, tokens)| self.memory.balance(*slot, tokens));
+        self.others.clear();
+        self.first = None;
     }
 
     #[inline]

@@ -32,24 +32,25 @@ impl<const N: usize> Shard<N> {
         }
     }
 
+    /// The sum. Who finds that something was counted out finds also that its kill was confirmed.
     pub(super) fn count(&self, slot: u32) -> u64 {
-        self.counts.get(slot as usize).map_or(0, |count| count.load(Ordering::Relaxed))
+        self.counts.get(slot as usize).map_or(0, |count| count.load(Ordering::Acquire))
     }
 
     /// Counts units in, for entries that lead to the region in a slot.
     #[inline]
     pub(crate) fn count_in(&self, slot: u32, tokens: Tokens) {
-        add(&self.counts, slot, tokens.spend());
+        add(&self.counts, slot, tokens.spend(), Ordering::Relaxed);
     }
 
     /// Counts units out.
     #[inline]
     pub(super) fn count_out(&self, slot: u32, tokens: Tokens) {
-        add(&self.counts, slot, tokens.spend().wrapping_neg());
+        add(&self.counts, slot, tokens.spend().wrapping_neg(), Ordering::Release);
     }
 
     pub(super) fn owe(&self, slot: u32, tokens: Tokens) {
-        add(&self.owed, slot, tokens.spend());
+        add(&self.owed, slot, tokens.spend(), Ordering::Relaxed);
     }
 
     /// Takes what is owed of a slot.
@@ -74,8 +75,8 @@ impl<const N: usize> Shard<N> {
 
 /// Nobody else writes these.
 #[inline]
-fn add(counts: &[AtomicU64], slot: u32, units: u64) {
+fn add(counts: &[AtomicU64], slot: u32, units: u64, order: Ordering) {
     if let Some(count) = counts.get(slot as usize) {
-        count.store(count.load(Ordering::Relaxed).wrapping_add(units), Ordering::Relaxed);
+        count.store(count.load(Ordering::Relaxed).wrapping_add(units), order);
     }
 }

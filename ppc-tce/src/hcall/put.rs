@@ -7,7 +7,8 @@ use super::{
     Hypercalls, Vcpu,
     connected::{Connected, Span, unconfirmed},
     reply::{Mode, Stop, Why},
-    spec::GuestTce,
+    slot::{PLACES, Slot},
+    spec::{GuestTce, Status},
     view::{Entry, View, Word},
 };
 
@@ -27,6 +28,21 @@ where
         [liobn, ioba, tce, _]: [u64; 4],
     ) -> Result<(), Stop> {
         let (slot, used) = self.find(vcpu, liobn)?;
+        match used {
+            0 | 1 => self.put_behind::<N, 1>(session, vcpu, slot, [ioba, tce]),
+            _ => self.put_behind::<N, PLACES>(session, vcpu, slot, [ioba, tce]),
+        }
+    }
+
+    /// The call on a window with at most `MOST` places in use.
+    #[inline(always)]
+    fn put_behind<N: Mode, const MOST: usize>(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        vcpu: &mut Vcpu,
+        slot: &Slot,
+        [ioba, tce]: [u64; 2],
+    ) -> Result<(), Stop> {
         let table = slot.table();
         let index = table.window.index(ioba, 1).ok_or(Stop::PARAMETER)?;
         let tce = GuestTce::new(tce);
@@ -38,29 +54,34 @@ where
             true => Some(memory(session, &mut vcpu.region_hint, tce.address(), span.bytes)?),
             false => None,
         };
-        let mut connected = Connected::none();
-        connected.find(session, slot, used)?;
+        let mut connected = Connected::<D, MOST>::none();
+        connected.find(session, slot)?;
         if let Some(page) = &page {
             connected.admits(session, page)?;
-            connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;
+            // One table alone is asked when it is changed: it refuses before anything has changed.
+            if N::FINAL || MOST > 1 {
+                connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;
+            }
         }
         let Some(entry) = self.entry::<N>(table.view, index, tce.as_u64())? else { return Ok(()) };
         let before = entry.take::<N>().ok_or(Stop::Lacking(Why::Contended))?;
         let mut owed = session.owed();
-        let mut replaced = Ok(());
         if page.is_some() || before.is_live() {
             let new = page.as_ref().map(|page| (page, tce.access()));
-            replaced = connected.replace(session, span, new, &mut owed);
-        }
-        match replaced {
-            Ok(()) => entry.write(tce.as_u64(), Word::of(tce)),
-            Err(_) => {
+            let replaced = connected.replace(session, span, new, &mut owed);
+            if let Err(stop) = replaced {
+                if MOST == 1 {
+                    entry.give_back();
+                    return Err(stop);
+                }
                 connected.empty(session, span, &mut owed);
                 entry.write(0, Word::DEAD);
+                connected.finish(session, owed).map_err(unconfirmed)?;
+                return Err(Stop::Refused(Status::Hardware));
             }
         }
-        connected.finish(session, owed).map_err(unconfirmed)?;
-        replaced
+        entry.write(tce.as_u64(), Word::of(tce));
+        connected.finish(session, owed).map_err(unconfirmed)
     }
 
     /// The entry at `index`, for the guest form `form`. `None` where it needs none: no table, and nothing to remember.

@@ -147,7 +147,7 @@ impl View {
     }
 
     /// The entry at `index`, which lies in the window; `None` while a table is missing there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn entry<V: TableMemory>(self, pool: &PagePool<V>, index: u64) -> Option<Entry<'_>> {
         let place = self.0.place(pool, index << 1)?;
         pool.memory().cells().get(place..)?.first_chunk().map(Entry::of)
