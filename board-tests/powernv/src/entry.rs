@@ -1,4 +1,4 @@
-//! Entry from skiboot, the way into OPAL and back, and the exception vectors.
+//! Entry from skiboot, the way into OPAL and back, and the entry of further CPUs.
 
 use core::arch::global_asm;
 
@@ -106,28 +106,11 @@ global_asm!(
     "blr",
 );
 
-// What every vector calls, at a low address: tells `trapped` what happened, on a stack of its own.
+// Where firmware starts another CPU: as above, with r3 = the CPU's number.
 global_asm!(
-    ".section .text.vector, \"ax\"",
-    ".global vector_code",
-    ".global vector_code_end",
-    "vector_code:",
-    "mflr 3",
-    "mfspr 4, 26",  // SRR0
-    "mfspr 5, 314", // HSRR0
-    "mfmsr 6",      // interrupts switch VEC, VSX and FP off
-    "oris 6, 6, 0x0280",
-    "ori 6, 6, 0x2000",
-    "mtmsrd 6",
-    "lis 1, crash_stack_top@ha",
-    "addi 1, 1, crash_stack_top@l",
-    "li 0, 0",
-    "stdu 0, -128(1)",
-    "lis 2, .TOC.@ha",
-    "addi 2, 2, .TOC.@l",
-    "lis 12, trapped@ha",
-    "addi 12, 12, trapped@l",
-    "mtctr 12",
-    "bctr",
-    "vector_code_end:",
+    ".section .text.secondary, \"ax\"",
+    ".global secondary_entry",
+    ".balign 4",
+    "secondary_entry: little",
+    "b hv_secondary",
 );

@@ -11,6 +11,7 @@ mod board;
 mod console;
 mod entry;
 mod firmware;
+mod hypervisor;
 mod image;
 mod little_endian;
 mod memory;
@@ -25,10 +26,12 @@ use portcullis_hal::{
     PhysAddr,
     arch::powerpc64::{RealModeRegisters, TimeBaseClock},
 };
+use portcullis_hypervisor::power::scenario;
 use portcullis_suite::{Board, DmaDevice, Event, edu::Edu, nvme::Nvme};
 
 use crate::{
     board::{MEMORY, PowerNv},
+    hypervisor::Guests,
     little_endian::LittleEndian,
     pci::{Function, Kind},
     tree::Tree,
@@ -71,7 +74,8 @@ fn run(tree: *const u8) -> Result<(), &'static str> {
         defmt::error!("bring-up: {}", defmt::Debug2Format(&error));
         "the bridge did not come up"
     })?;
-    act(&board, tree.option("scenario"))
+    let guests = Guests::new(&tree, of_kind(Kind::Edu).next());
+    act(&board, &guests, tree.option("scenario"))
 }
 
 /// The registers of a function's BAR 0.
@@ -81,13 +85,15 @@ fn registers_of(function: &Function) -> RealModeRegisters {
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.
-fn act(board: &PowerNv<'_>, scenario: Option<&str>) -> Result<(), &'static str> {
+fn act(board: &PowerNv<'_>, guests: &Guests<'_>, scenario: Option<&str>) -> Result<(), &'static str> {
     board.announce();
-    let Some(scenario) = scenario else {
+    let Some(name) = scenario else {
         list_devices(board);
         return Ok(());
     };
-    let result = portcullis_suite::run(board, scenario);
+    // SAFETY: hypervisor real mode; the vectors are in place, and nobody else runs guests.
+    let with_guests = unsafe { scenario::run(guests, name) };
+    let result = with_guests.or_else(|| portcullis_suite::run(board, name));
     if let Err(failure) = result.ok_or("there is no such scenario, or the board lacks devices for it")? {
         defmt::error!("line {=u32}: {}", failure.line, defmt::Debug2Format(&failure.error));
     }

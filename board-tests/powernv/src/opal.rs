@@ -9,6 +9,7 @@ const CEC_POWER_DOWN: u64 = 5;
 const POLL_EVENTS: u64 = 10;
 const CFG_READ_WORD: u64 = 15;
 const CFG_WRITE_WORD: u64 = 18;
+const START_CPU: u64 = 41;
 const REINIT_CPUS: u64 = 70;
 /// In REINIT_CPUS: exceptions enter in little-endian mode.
 const HILE_LITTLE: u64 = 2;
@@ -85,4 +86,16 @@ pub(crate) fn config_write(phb: u64, function: u16, offset: u64, word: u32) {
     let arguments = [phb, function.into(), offset, word.into(), 0, 0, 0];
     // SAFETY: takes no memory.
     unsafe { call(CFG_WRITE_WORD, arguments) };
+}
+
+unsafe extern "C" {
+    /// Big-endian code that goes on in the hypervisor's entry for further CPUs.
+    fn secondary_entry();
+}
+
+/// Lets the CPU with this number enter the hypervisor.
+pub(crate) fn start_cpu(server: u64) -> i64 {
+    let entry = secondary_entry as *const () as u64;
+    // SAFETY: the entry uses no memory but what the hypervisor has set aside for that CPU.
+    unsafe { call(START_CPU, [server, entry, 0, 0, 0, 0, 0]) }
 }

@@ -60,6 +60,16 @@ impl Tree {
     }
 }
 
+impl Tree {
+    /// The numbers that firmware knows the CPUs by.
+    pub(crate) fn cpus(&self) -> impl Iterator<Item = u64> {
+        self.fdt.all_nodes().filter_map(|node| {
+            (node.property("device_type")?.as_str()? == "cpu").then_some(())?;
+            cell(node, "reg", 0).map(u64::from)
+        })
+    }
+}
+
 fn phb(node: FdtNode<'_, '_>) -> Option<Phb> {
     let works = node.property("status").is_none_or(|status| status.as_str() == Some("okay"));
     if !node.name.starts_with("pciex@") || !works {

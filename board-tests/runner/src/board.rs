@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portcullis_suite::{Requires, SCENARIOS, Scenario};
+use portcullis_suite::{Requires, Scenario};
+
+use crate::catalogue;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -214,7 +216,7 @@ pub(crate) fn load_ignored(folder: &Path, boards: &[Board]) -> Result<Vec<Ignore
         if !boards.iter().any(|board| board.name == entry.board) {
             return Err(BoardError::UnknownIgnored { name: entry.board.clone(), what: "board" });
         }
-        if !SCENARIOS.iter().any(|scenario| scenario.name == entry.scenario) {
+        if !catalogue::scenarios().any(|scenario| scenario.name == entry.scenario) {
             return Err(BoardError::UnknownIgnored { name: entry.scenario.clone(), what: "scenario" });
         }
     }
@@ -268,7 +270,7 @@ mod tests {
     fn a_variant_runs_what_it_has_everything_for() {
         let board = parse(Path::new("b.toml"), TEXT).unwrap();
         let runs = |name| {
-            let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
+            let scenario = catalogue::scenarios().find(|scenario| scenario.name == name).unwrap();
             board.variants[0].runs(scenario)
         };
         assert!(runs("scattered_maps"));

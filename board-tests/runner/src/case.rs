@@ -11,10 +11,11 @@ use std::{
     time::Duration,
 };
 
-use portcullis_suite::{SCENARIOS, Scenario};
+use portcullis_suite::Scenario;
 
 use crate::{
     board::{Board, Ignored, Variant},
+    catalogue,
     child::ChildError,
     console::Said,
     error::Error,
@@ -46,7 +47,7 @@ pub(crate) fn all<'b>(boards: &'b [Board], ignored: &'b [Ignored]) -> Vec<Case<'
     let mut cases = Vec::new();
     for board in boards {
         for variant in &board.variants {
-            for scenario in SCENARIOS {
+            for scenario in catalogue::scenarios() {
                 let entry =
                     ignored.iter().find(|entry| entry.board == board.name && entry.scenario == scenario.name);
                 let ignored = entry.map(|entry| entry.reason.as_str());

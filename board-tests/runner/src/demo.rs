@@ -219,7 +219,7 @@ fn transfers(ended: &Ended) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_suite::SCENARIOS;
+    use crate::catalogue;
 
     use super::*;
     use crate::record::tests::record_of;
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn the_story_is_made_of_scenarios() {
         for name in STORY {
-            assert!(SCENARIOS.iter().any(|scenario| scenario.name == *name), "{name}");
+            assert!(catalogue::scenarios().any(|scenario| scenario.name == *name), "{name}");
         }
     }
 

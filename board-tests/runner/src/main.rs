@@ -3,6 +3,7 @@
 mod bench;
 mod board;
 mod case;
+mod catalogue;
 mod child;
 mod cli;
 mod console;

@@ -33,14 +33,13 @@ impl Promises {
 
 #[cfg(test)]
 mod tests {
-    use portcullis_suite::SCENARIOS;
-
     use super::*;
+    use crate::catalogue;
 
     #[test]
     fn every_scenario_shows_a_promise_that_is_written_down() {
         let promises = Promises::load(&Project::find().unwrap()).unwrap();
-        for scenario in SCENARIOS {
+        for scenario in catalogue::scenarios() {
             assert_eq!(promises.of(scenario.promises).count(), scenario.promises.len(), "{}", scenario.name);
         }
     }

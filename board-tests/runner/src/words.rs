@@ -54,9 +54,13 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
         | Event::Revoked { .. }
         | Event::Died { .. }
         | Event::Coherency { .. } => ownership(event),
-        Event::Called { .. } | Event::Calls { .. } => hypercalls(event),
+        Event::Called { call, ioba, count, status } => {
+            let tone = if status == "H_SUCCESS" { Tone::Setting } else { Tone::Stopped };
+            (tone, format!("{call} by the guest, from {ioba:#x} on, entries: {count}: {status}"))
+        }
         Event::Begin { scenario } => (Tone::Plain, format!("scenario {scenario}")),
         Event::Step { text } => (Tone::Plain, text.to_owned()),
+        Event::Measured { what, value, unit } => (Tone::Setting, format!("measured  {what}: {value} {unit}")),
         Event::Attached { requester: id, context } => {
             (Tone::Setting, format!("attach    {} to context {context}", requester(id)))
         }
@@ -110,22 +114,6 @@ fn ownership(event: &Event<'_>) -> (Tone, String) {
         _ => String::new(),
     };
     (Tone::Setting, text)
-}
-
-fn hypercalls(event: &Event<'_>) -> (Tone, String) {
-    match *event {
-        Event::Called { call, ioba, count, status } => {
-            let tone = if status == "H_SUCCESS" { Tone::Setting } else { Tone::Stopped };
-            let entries = if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") };
-            (tone, format!("{call:<9} by the guest: {entries} from {ioba:#x}: {status}"))
-        }
-        Event::Calls { calls, committed, refused, real } => {
-            let text =
-                format!("{calls} hypercalls: {committed} committed, {refused} refused, {real} in real mode");
-            (Tone::Setting, text)
-        }
-        _ => (Tone::Plain, String::new()),
-    }
 }
 
 fn machine(event: &Event<'_>) -> (Tone, String) {
@@ -224,10 +212,8 @@ mod tests {
         let (tone, text) = line(&called);
         assert_eq!(
             (tone, text.as_str()),
-            (Tone::Stopped, "H_STUFF_TCE by the guest: 2 entries from 0x3000: H_PARAMETER")
+            (Tone::Stopped, "H_STUFF_TCE by the guest, from 0x3000 on, entries: 2: H_PARAMETER")
         );
-        let (_, text) = line(&Event::Calls { calls: 9, committed: 5, refused: 3, real: 8 });
-        assert_eq!(text, "9 hypercalls: 5 committed, 3 refused, 8 in real mode");
     }
 
     #[test]

@@ -188,16 +188,14 @@ pub enum Event<'a> {
         /// What came back, as `H_SUCCESS`.
         status: &'a str,
     },
-    /// Many hypercalls of a guest ended.
-    Calls {
-        /// How many.
-        calls: u64,
-        /// How many of them committed.
-        committed: u64,
-        /// How many were refused, whatever for.
-        refused: u64,
-        /// How many were finished in real mode.
-        real: u64,
+    /// Something was counted or timed.
+    Measured {
+        /// What, in words.
+        what: &'a str,
+        /// How much.
+        value: u64,
+        /// Of what, as `ticks`.
+        unit: &'a str,
     },
 }
 

@@ -7,7 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portcullis_suite::SCENARIOS;
+use portcullis_suite::Scenario;
+
+/// The suite's scenarios, and those with guests.
+fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    portcullis_suite::SCENARIOS.iter().chain(portcullis_hypervisor::SCENARIOS)
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -68,7 +73,7 @@ fn each_promise_has_a_test_and_each_named_promise_is_listed() {
     sources(&root(), &mut files);
     let mut shown: BTreeSet<_> =
         files.iter().flat_map(|file| tested(&fs::read_to_string(file).expect("a source"))).collect();
-    shown.extend(SCENARIOS.iter().flat_map(|scenario| scenario.promises).map(|id| id.to_lowercase()));
+    shown.extend(scenarios().flat_map(|scenario| scenario.promises).map(|id| id.to_lowercase()));
     let untested: Vec<_> = promised.difference(&shown).collect();
     let unlisted: Vec<_> = shown.difference(&promised).collect();
     assert!(promised.len() > 40, "only {} promises were found: are the documents read?", promised.len());
@@ -85,6 +90,6 @@ fn ids_are_found_where_they_stand() {
 
 #[test]
 fn scenario_names_are_unique() {
-    let names: BTreeSet<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
-    assert_eq!(names.len(), SCENARIOS.len());
+    let names: BTreeSet<_> = scenarios().map(|scenario| scenario.name).collect();
+    assert_eq!(names.len(), scenarios().count());
 }

@@ -30,15 +30,15 @@ pub fn rules<P: GuestPort>(port: &mut P) -> Result<(), Failure> {
         port.emit(&Event::Step { text: rule.text });
         run_rule(port, rule)?;
     }
-    tell_finished(port);
+    let finished = port.finished();
+    tell(port, "finished in real mode", finished.real);
+    tell(port, "handed over to virtual mode", finished.handed_over);
     Ok(())
 }
 
-/// How many calls ended in real mode.
-fn tell_finished<P: GuestPort>(port: &mut P) {
-    let finished = port.finished();
-    let calls = finished.real + finished.handed_over;
-    port.emit(&Event::Calls { calls, committed: 0, refused: 0, real: finished.real });
+/// Tells a number of calls.
+pub(super) fn tell<P: GuestPort>(port: &mut P, what: &'static str, value: u64) {
+    port.emit(&Event::Measured { what, value, unit: "calls" });
 }
 
 /// `hcall_hostile`: [`BOARD_PLAN`], judged by `oracle`, which is overwritten.
@@ -47,13 +47,15 @@ fn tell_finished<P: GuestPort>(port: &mut P) {
 /// The first call that the oracle does not agree with; a status that never came; too many refusals.
 pub fn hostile<P: GuestPort>(port: &mut P, oracle: &mut Oracle) -> Result<(), Failure> {
     port.emit(&Event::Step { text: "hostile calls, each judged by an oracle" });
-    let before = port.finished();
+    let before = port.finished().handed_over;
     let tally = run_hostile(port, oracle, BOARD_PLAN).map_err(|mismatch| mismatch.failure)?;
-    let real = port.finished().real - before.real;
-    let refused = tally.calls - tally.success;
-    port.emit(&Event::Calls { calls: tally.calls, committed: tally.committed, refused, real });
+    let handed_over = port.finished().handed_over - before;
+    tell(port, "hostile", tally.calls);
+    tell(port, "of them committed", tally.committed);
+    tell(port, "refused with H_PARAMETER", tally.parameter);
+    tell(port, "handed over to virtual mode", handed_over);
     ensure(tally.reached_all(port.offers()), "a status that a call can come to was never seen")?;
     ensure(tally.percent_committed() >= ENOUGH, "too few of the calls committed")?;
-    let mostly = real > tally.calls / 2 || !port.offers().contains(Offers::HANDED_OVER);
+    let mostly = handed_over < tally.calls / 2 || !port.offers().contains(Offers::HANDED_OVER);
     ensure(mostly, "most calls were handed over")
 }

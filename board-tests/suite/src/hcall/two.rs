@@ -4,7 +4,7 @@ use super::{
     call::{BOTH, BUSY, Call, READ, SUCCESS},
     guest::{Guest, Reach},
     port::{Control, GuestPort},
-    scenario::ensure,
+    scenario::{ensure, tell},
 };
 use crate::{Event, Failure};
 
@@ -62,8 +62,9 @@ fn meet<P: TwoVcpus>(guest: &mut Guest<'_, P>, meanwhile: Option<Control>) -> Re
     let (one, other) = (work(guest, 2), work(guest, 4));
     let met = guest.port.both([&one, &other], ROUNDS, meanwhile)?;
     let calls = met.success + met.busy + met.other;
-    let (committed, refused) = (met.success, met.busy + met.other);
-    guest.port.emit(&Event::Calls { calls, committed, refused, real: guest.port.finished().real });
+    tell(guest.port, "of two virtual CPUs", calls);
+    tell(guest.port, "of them under way while another one was", met.overlapped);
+    tell(guest.port, "of them came to H_BUSY", met.busy);
     ensure(calls >= u64::from(ROUNDS) * (one.len() + other.len()) as u64, "a call was lost")?;
     ensure(met.other == 0, "a call came to neither H_SUCCESS nor H_BUSY")?;
     ensure(met.overlapped > 0, "the two virtual CPUs never called at once")?;

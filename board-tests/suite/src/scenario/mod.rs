@@ -45,6 +45,10 @@ bitflags! {
         const QUEUE_DEVICE = 1 << 7;
         /// The IOMMU confirms invalidations, so that a lost one is noticed; PHB3 does not.
         const CONFIRMATION = 1 << 8;
+        /// The image can run guests, on two CPUs.
+        const GUEST = 1 << 9;
+        /// The hypervisor can turn on address translation: POWER9 and later.
+        const RADIX = 1 << 10;
     }
 }
 

@@ -1,0 +1,21 @@
+//! What the test hypervisor can show, for the host that boots it.
+
+use portcullis_suite::{Requires, Scenario};
+
+macro_rules! catalogue {
+    ($($name:ident shows [$($promise:literal),+] needs $requires:expr;)+) => {
+        /// All scenarios with guests.
+        pub const SCENARIOS: &[Scenario] = &[$(
+            Scenario { name: stringify!($name), promises: &[$($promise),+], requires: $requires },
+        )+];
+    };
+}
+
+catalogue! {
+    guest_runs shows ["V01", "V02"] needs Requires::GUEST;
+    guest_registers_survive shows ["V03"] needs Requires::GUEST;
+    guest_is_confined shows ["V04", "V05"] needs Requires::GUEST;
+    two_vcpus_overlap shows ["V06"] needs Requires::GUEST;
+    guest_drives_a_device shows ["V07"] needs Requires::GUEST;
+    guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
+}

@@ -1,0 +1,11 @@
+//! The smallest real type-1 hypervisor that the board tests get along with.
+//!
+//! It runs guests on a machine whose firmware has started one image and nothing else. Layouts and encodings
+//! build everywhere, so that they are tested on the host; what touches a CPU builds only for that CPU.
+
+#![no_std]
+
+mod catalogue;
+pub mod power;
+
+pub use catalogue::SCENARIOS;

@@ -1,0 +1,62 @@
+//! What the test hypervisor needs of this image.
+
+use core::ptr::NonNull;
+
+use portcullis_hal::PhysAddr;
+use portcullis_hypervisor::power::{Frame, Verdict, cpu, memory::GuestMemory, scenario::Machine};
+use portcullis_suite::Event;
+
+use crate::{console, image, opal, pci::Function, tree::Tree};
+
+unsafe extern "C" {
+    /// First byte of the guest's memory, from the link script.
+    static mut guest_memory: u8;
+}
+
+/// The machine with its other CPUs.
+pub(crate) struct Guests<'t> {
+    tree: &'t Tree,
+    /// The first edu.
+    device: Option<&'t Function>,
+}
+
+impl<'t> Guests<'t> {
+    pub(crate) const fn new(tree: &'t Tree, device: Option<&'t Function>) -> Self {
+        Self { tree, device }
+    }
+}
+
+impl Machine for Guests<'_> {
+    fn emit(&self, event: &Event<'_>) {
+        console::emit(event);
+    }
+
+    fn guest_memory(&self) -> Option<GuestMemory> {
+        let start = NonNull::new(&raw mut guest_memory)?;
+        // SAFETY: the link script sets this block aside, and nothing else names it.
+        unsafe { GuestMemory::new(start) }
+    }
+
+    fn device_registers(&self) -> Option<(PhysAddr, u64)> {
+        self.device.map(|device| (PhysAddr::new(device.registers), device.bytes as u64))
+    }
+
+    fn start_second(&self) -> Result<(), i64> {
+        let this = cpu::number();
+        let other = self.tree.cpus().find(|server| *server != this).ok_or(0)?;
+        match opal::start_cpu(other) {
+            0 => Ok(()),
+            status => Err(status),
+        }
+    }
+
+    fn digest(&self) -> u64 {
+        image::digest()
+    }
+}
+
+/// The real-mode handler of the guest's hypercalls: knows none yet.
+#[unsafe(no_mangle)]
+extern "C" fn portcullis_real_mode_hcall(_frame: *mut Frame) -> u64 {
+    Verdict::TooHard as u64
+}
