@@ -36,8 +36,8 @@ const LONG: Plan = Plan { seed: 0xfeed, calls: 1_000_000, anew_every: 2000, chec
 
 fn main() {
     let mut trials = vec![
-        Trial::test("every_rule_fails_on_some_broken_model", || every_rule_can_fail()),
-        Trial::test("a_broken_model_does_not_survive_hostile_calls", || hostile_calls_find_defects()),
+        Trial::test("every_rule_fails_on_some_broken_model", every_rule_can_fail),
+        Trial::test("a_broken_model_does_not_survive_hostile_calls", hostile_calls_find_defects),
     ];
     for (name, layout) in LAYOUTS {
         for rule in RULES {

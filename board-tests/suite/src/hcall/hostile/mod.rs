@@ -1,4 +1,4 @@
-//! Hostile calls: picked near every boundary, each judged by the oracle.
+//! D67: hostile calls, picked near every boundary, each judged by the oracle.
 
 mod numbers;
 mod pick;
@@ -13,6 +13,9 @@ use super::{
     port::{Control, Deed, GuestPort, Moment, Offers},
 };
 use crate::Failure;
+
+/// Id of the promise that hostile calls show.
+pub const PROMISE: &str = "D67";
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug)]
@@ -34,10 +37,10 @@ pub struct Mismatch {
     pub number: u64,
     /// What the guest called.
     pub call: Call,
-    /// What the oracle says.
-    pub expected: Answer,
+    /// The status that the oracle gives.
+    pub expected: i64,
     /// What came.
-    pub found: Answer,
+    pub found: i64,
     /// What was wrong.
     pub failure: Failure,
 }
@@ -84,7 +87,7 @@ fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
 
 impl<P: GuestPort> Run<'_, P> {
     fn mismatch(&self, number: u64, failure: Failure) -> Mismatch {
-        let (call, expected, found) = self.last;
+        let (call, Answer { status: expected, .. }, Answer { status: found, .. }) = self.last;
         Mismatch { number, call, expected, found, failure }
     }
 

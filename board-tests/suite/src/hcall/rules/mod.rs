@@ -52,7 +52,7 @@ rules! {
     "D02" windows::count_that_wraps "counts that wrap around the address space" needs ANY;
     "D03" windows::unknown_liobn "LIOBNs that nobody has" needs ANY;
     "D03" windows::liobn_of_another_vm "a LIOBN of another VM" needs ANY;
-    "D04" windows::other_opcode "calls of other families" needs ANY;
+    "D03" windows::other_opcode "calls of other families" needs ANY;
     "D10" put::permissions "devices obey the permission bits" needs DEVICE;
     "D10" put::another_page_in_its_place "another page in the place of one" needs DEVICE;
     "D10" put::no_permission_unmaps "no permission unmaps, whatever the address bits" needs DEVICE;
