@@ -9,6 +9,8 @@ mod host;
 #[path = "../../../../ppc-tce/tests/machine/mod.rs"]
 mod machine;
 mod model;
+#[path = "../models/named.rs"]
+mod named;
 
 use host::HostPort;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -55,7 +57,8 @@ fn main() {
     for &(breakage, red) in BREAKAGES {
         trials.push(Trial::test(format!("broken::{breakage:?}"), move || turns_red(breakage, red)));
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    let arguments = named::take_named(std::env::args().collect(), &mut trials);
+    libtest_mimic::run(&Arguments::from_iter(arguments), trials).exit();
 }
 
 /// A hypervisor over the model of a host bridge.
