@@ -141,7 +141,8 @@ fn hypercalls(criterion: &mut Criterion, rows: &Rows) {
         rows.row(criterion, name, PAGES, || sweep(order, |page| caller.put(black_box(page), page)));
     }
     let batches = || (0..PAGES).step_by(LIST as usize);
-    let lists: [(_, fn(u64) -> u64); 2] =
+    type Order = fn(u64) -> u64;
+    let lists: [(_, Order); 2] =
         [("hcall indirect sequential", |entry| entry), ("hcall indirect scattered", |entry| entry ^ 1)];
     for (name, page) in lists {
         caller.write_list(page);

@@ -29,7 +29,7 @@ fn d20_a_list_maps_pages_of_several_regions_beside_entries_that_map_nothing() {
         let (context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
         // The last pages of one region, the first of the next, which follows in the guest only.
         let mut list = pages_from(NEXT.0 - 4 * PAGE, 8);
-        list.extend([0x7000, SMALL.0 | 1, 0, SMALL.0 + PAGE | 2, BIG.0 | RW, BIG.0 | RW]);
+        list.extend([0x7000, SMALL.0 | 1, 0, (SMALL.0 + PAGE) | 2, BIG.0 | RW, BIG.0 | RW]);
         let ioba = SECOND_TABLE - 5 * PAGE;
         assert_eq!(guest.indirect(ioba, &list), SUCCESS);
         for (number, &tce) in (0..).zip(&list) {
@@ -56,7 +56,9 @@ fn d21_a_list_is_put_whole_or_not_at_all() {
     let (context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
     assert_eq!(guest.put(0, BIG.0 | RW), SUCCESS);
     let good = pages_from(BIG.0 + PAGE, 512);
-    for (bad, at) in [(SMALL.0 - PAGE | RW, 511), (BIG.0 | 4 | RW, 0), (!0, 300), (NEXT.0 + NEXT.2 | 1, 1)] {
+    for (bad, at) in
+        [((SMALL.0 - PAGE) | RW, 511), (BIG.0 | 4 | RW, 0), (!0, 300), ((NEXT.0 + NEXT.2) | 1, 1)]
+    {
         let mut list = good[..100].repeat(6)[..512].to_vec();
         list[at] = bad;
         assert_eq!(guest.indirect(0, &list), PARAMETER);
@@ -105,7 +107,7 @@ fn d23_a_list_is_read_once_so_that_a_guest_cannot_change_it_after_it_was_judged(
     assert!(memory.was_called());
     assert_eq!(
         (guest.get(7 * PAGE), leads_to(machine, context, 7 * PAGE)),
-        (BIG.0 + 7 * PAGE | RW, Some(7 * PAGE))
+        ((BIG.0 + 7 * PAGE) | RW, Some(7 * PAGE))
     );
 }
 
@@ -136,7 +138,7 @@ fn d24_an_entry_that_another_cpu_has_is_handed_over_then_busy_and_nothing_change
             found.send(replies).expect("somebody listens");
         });
         assert_eq!(guest.real(opcode::PUT_TCE_INDIRECT, call).status(), SUCCESS);
-        let (real, put, stuff, indirect) = heard.recv().expect("the list has more uses");
+        let (real, put, stuff, indirect) = heard.try_recv().expect("the list has more uses");
         if real == Reply::TooHard(Why::Contended) {
             assert_eq!([put.status(), stuff.status(), indirect.status()], [BUSY; 3]);
             assert_eq!(counted(&guest), [8, 0, 0]);

@@ -21,7 +21,7 @@ fn d10_a_put_lets_the_device_reach_the_page_and_no_permission_takes_it_away() {
         let (context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
         machine.store(BIG.1 + PAGE, 0x5a);
         assert!(machine.read(0x100, 0x3000).is_err());
-        assert_eq!(guest.put(0x3000, BIG.0 + PAGE | READ), SUCCESS);
+        assert_eq!(guest.put(0x3000, (BIG.0 + PAGE) | READ), SUCCESS);
         assert_eq!(machine.read(0x100, 0x3000), Ok(0x5a));
         assert!(machine.write(0x100, 0x3000, 1).is_err());
         assert_eq!(counted(&guest), [1, 0, 0]);
@@ -67,9 +67,9 @@ fn d12_memory_that_is_not_registered_is_handed_over_and_refused_at_last() {
     let machine = Machine::new(KINDS[1]);
     let calls = calls(&machine);
     let mut guest = Guest::with_window(&machine, &calls);
-    let arguments = [LIOBN.0.into(), 0, SMALL.0 - PAGE | READ, 0];
+    let arguments = [LIOBN.0.into(), 0, (SMALL.0 - PAGE) | READ, 0];
     assert_eq!(guest.real(opcode::PUT_TCE, arguments), Reply::TooHard(Why::Unregistered));
     assert_eq!(guest.virt(opcode::PUT_TCE, arguments).status(), PARAMETER);
     guest::register(&machine, machine::VM, (SMALL.0 - PAGE, 0xc_0000, PAGE));
-    assert_eq!(guest.put(0, SMALL.0 - PAGE | READ), SUCCESS);
+    assert_eq!(guest.put(0, (SMALL.0 - PAGE) | READ), SUCCESS);
 }

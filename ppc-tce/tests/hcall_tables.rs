@@ -46,9 +46,9 @@ fn d15_memory_of_another_vm_is_refused() {
     let mut guest = Guest::with_window(&machine, &calls);
     register(&machine, OTHER, (4 * GIB, 0xc_0000, BIG_PAGE));
     assert_eq!(guest.put(0, BIG.0 | RW), SUCCESS);
-    assert_eq!(guest.put(0, 4 * GIB | RW), PARAMETER);
-    guest.write_list(&[4 * GIB | RW]);
-    assert_eq!(guest.indirect(0, &[4 * GIB | RW]), PARAMETER);
+    assert_eq!(guest.put(0, (4 * GIB) | RW), PARAMETER);
+    guest.write_list(&[(4 * GIB) | RW]);
+    assert_eq!(guest.indirect(0, &[(4 * GIB) | RW]), PARAMETER);
     let list_of_another = [LIOBN.0.into(), 0, 4 * GIB, 1];
     assert_eq!(guest.call(opcode::PUT_TCE_INDIRECT, list_of_another).0, PARAMETER);
     assert_eq!(guest.get(0), BIG.0 | RW);
@@ -61,14 +61,29 @@ fn d13_pages_larger_than_the_regions_are_handed_over_and_refused_at_last() {
     calls.register(VM, LIOBN, &WindowSpec { page_shift: 16, ..window() }).expect("a window");
     let mut guest = Guest::new(&machine, &calls);
     register(&machine, VM, (8 * GIB, 0xc_1000, BIG_PAGE));
-    let small_pages = [LIOBN.0.into(), 0, 8 * GIB | RW, 0];
-    assert_eq!(guest.put(0, 8 * GIB | RW), SUCCESS, "no hardware table is there yet");
+    let small_pages = [LIOBN.0.into(), 0, (8 * GIB) | RW, 0];
+    assert_eq!(guest.put(0, (8 * GIB) | RW), SUCCESS, "no hardware table is there yet");
     assert_eq!(guest.put(0, 0), SUCCESS);
     let (_context, _claim) = guest.device(0x100, IoPageSize::SIZE_64K);
     assert_eq!(guest.real(opcode::PUT_TCE, small_pages), Reply::TooHard(Why::Unregistered));
     assert_eq!(guest.virt(opcode::PUT_TCE, small_pages).status(), PARAMETER);
-    assert_eq!(guest.indirect(0, &[BIG.0 | RW, 8 * GIB | RW]), PARAMETER);
+    assert_eq!(guest.indirect(0, &[BIG.0 | RW, (8 * GIB) | RW]), PARAMETER);
     assert_eq!((guest.put(0, BIG.0 | RW), counted(&guest)), (SUCCESS, [16, 0, 0]));
+}
+
+#[test]
+fn d11_a_page_begins_at_a_multiple_of_the_guests_page() {
+    let machine = Machine::new(KINDS[1]);
+    let calls = calls(&machine);
+    calls.register(VM, LIOBN, &WindowSpec { page_shift: 16, ..window() }).expect("a window");
+    let mut guest = Guest::new(&machine, &calls);
+    let (_context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
+    for page in [BIG.0 + PAGE, BIG.0 + 0xf000, BIG.0 + 8] {
+        assert_eq!(guest.put(0, page | RW), PARAMETER);
+        assert_eq!(guest.indirect(0, &[BIG.0 | RW, page | RW]), PARAMETER);
+    }
+    assert_eq!(guest.put(PAGE, BIG.0 | RW), PARAMETER, "so does its address on the bus");
+    assert_eq!((guest.get(0), counted(&guest)), (0, [0; 3]));
 }
 
 #[test]
@@ -80,7 +95,7 @@ fn d14_a_guest_page_spans_several_pages_of_the_iommu_and_several_tables_are_kept
         let mut guest = Guest::new(&machine, &calls);
         let (small, _first) = guest.device(0x100, IoPageSize::SIZE_4K);
         let (large, _second) = guest.device(0x200, IoPageSize::SIZE_64K);
-        assert_eq!(guest.put(BIG_PAGE, BIG.0 + BIG_PAGE | RW), SUCCESS);
+        assert_eq!(guest.put(BIG_PAGE, (BIG.0 + BIG_PAGE) | RW), SUCCESS);
         assert_eq!(counted(&guest), [32, 0, 0], "each table counts in units of 4 KiB");
         machine.store(BIG_PAGE + 0xf123, 0x77);
         for rid in [0x100, 0x200] {
@@ -133,7 +148,7 @@ fn d51_a_replay_that_fails_leaves_nothing_behind() {
     let mut guest = Guest::new(&machine, &calls);
     register(&machine, VM, (8 * GIB, 0xc_1000, BIG_PAGE));
     assert_eq!(guest.indirect(0, &[BIG.0 | RW, NEXT.0 | RW]), SUCCESS);
-    assert_eq!(guest.put(600 * BIG_PAGE, 8 * GIB | RW), SUCCESS);
+    assert_eq!(guest.put(600 * BIG_PAGE, (8 * GIB) | RW), SUCCESS);
     let (context, claim) = guest.loose_device(0x100, IoPageSize::SIZE_64K);
     assert_eq!(guest.connect(&claim), Err(HcallError::NotReplayed { ioba: 600 * BIG_PAGE }));
     assert_eq!((counted(&guest), leads_to(&machine, context, 0)), ([0; 3], None));
@@ -236,7 +251,7 @@ fn d55_who_ends_a_window_waits_for_calls_that_are_under_way_and_may_come_again()
     let (found, heard) = std::sync::mpsc::channel();
     views.after(1, move || found.send(other.remove(VM, LIOBN)).expect("somebody listens"));
     // In the middle of this call the window is to be removed: it is not, because the call does not end.
-    assert_eq!(guest.put(0, BIG.0 + PAGE | RW), SUCCESS);
+    assert_eq!(guest.put(0, (BIG.0 + PAGE) | RW), SUCCESS);
     assert_eq!(heard.recv(), Ok(Err(Error::Busy.into())));
     assert_eq!((counted(&guest), leads_to(machine, context, 0)), ([1, 0, 0], Some(PAGE)));
     let gone =

@@ -114,7 +114,7 @@ impl Machine {
 
 #[test]
 fn d63_of_two_cpus_that_put_the_same_entry_one_is_last_and_nothing_is_counted_twice() {
-    check(2, || {
+    check(3, || {
         let machine = connected();
         let other = machine.on_another_cpu(|machine| machine.put(1, 1));
         let put = machine.put(0, MAPPED);
@@ -126,7 +126,7 @@ fn d63_of_two_cpus_that_put_the_same_entry_one_is_last_and_nothing_is_counted_tw
 
 #[test]
 fn d64_a_stuff_and_a_put_of_the_same_entry_come_one_after_the_other() {
-    check(2, || {
+    check(3, || {
         let machine = connected();
         assert!(machine.put(0, MAPPED));
         let other = machine.on_another_cpu(|machine| machine.call(1, opcode::STUFF_TCE, 0, 1).status() == 0);
@@ -140,7 +140,7 @@ fn d64_a_stuff_and_a_put_of_the_same_entry_come_one_after_the_other() {
 
 #[test]
 fn d65_what_is_put_while_a_table_is_connected_is_in_the_table() {
-    check(2, || {
+    check(3, || {
         let (machine, claim) = machine();
         let other = machine.on_another_cpu(|machine| machine.put(1, MAPPED));
         machine.connect(&claim);
@@ -152,7 +152,7 @@ fn d65_what_is_put_while_a_table_is_connected_is_in_the_table() {
 
 #[test]
 fn d66_a_group_that_is_revoked_during_a_call_leaves_no_count_and_no_entry() {
-    check(2, || {
+    check(3, || {
         let machine = connected();
         let other = machine.on_another_cpu(|machine| machine.put(1, MAPPED));
         let ended = machine.iommu.revoke(VM, machine.group, drop, &Stopped, Duration::MAX);

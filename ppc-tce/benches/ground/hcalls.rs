@@ -51,7 +51,7 @@ impl Caller {
         connect(ground, &calls, &mut seat);
         let mut caller = Self { calls, seat, vcpu: Vcpu::new(VM), memory };
         for page in 0..PAGES {
-            let call = [LIOBN, START + page * PAGE, page * PAGE | 3, 0];
+            let call = [LIOBN, START + page * PAGE, (page * PAGE) | 3, 0];
             let _ =
                 caller.calls.call::<VirtualMode>(&mut caller.seat, &mut caller.vcpu, opcode::PUT_TCE, call);
         }
@@ -73,7 +73,7 @@ impl Caller {
     /// Lets an entry lead to a page.
     #[inline(always)]
     pub fn put(&mut self, entry: u64, page: u64) {
-        self.call(opcode::PUT_TCE, [LIOBN, START + entry * PAGE, page * PAGE | 3, 0]);
+        self.call(opcode::PUT_TCE, [LIOBN, START + entry * PAGE, (page * PAGE) | 3, 0]);
     }
 
     /// Lets an entry lead nowhere.
@@ -91,7 +91,7 @@ impl Caller {
     /// Writes a list of pages.
     pub fn write_list(&self, page: impl Fn(u64) -> u64) {
         for entry in 0..LIST {
-            assert!(self.memory.write(entry * 8, &(page(entry) * PAGE | 3).to_be_bytes()));
+            assert!(self.memory.write(entry * 8, &((page(entry) * PAGE) | 3).to_be_bytes()));
         }
     }
 
