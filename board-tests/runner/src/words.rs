@@ -54,6 +54,10 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
         | Event::Revoked { .. }
         | Event::Died { .. }
         | Event::Coherency { .. } => ownership(event),
+        Event::Called { call, ioba, count, status } => {
+            let tone = if status == "H_SUCCESS" { Tone::Setting } else { Tone::Stopped };
+            (tone, format!("{call} by the guest, from {ioba:#x} on, entries: {count}: {status}"))
+        }
         Event::Begin { scenario } => (Tone::Plain, format!("scenario {scenario}")),
         Event::Step { text } => (Tone::Plain, text.to_owned()),
         Event::Measured { what, value, unit } => (Tone::Setting, format!("measured  {what}: {value} {unit}")),
@@ -202,6 +206,16 @@ mod tests {
         assert!(line(&ready).1.ends_with("48-bit IOVA, snoop control: no"));
         assert_eq!((size(4096), size(10)), ("4 KiB".to_owned(), "10 bytes".to_owned()));
     }
+    #[test]
+    fn hypercalls_are_told_with_what_came_of_them() {
+        let called = Event::Called { call: "H_STUFF_TCE", ioba: 0x3000, count: 2, status: "H_PARAMETER" };
+        let (tone, text) = line(&called);
+        assert_eq!(
+            (tone, text.as_str()),
+            (Tone::Stopped, "H_STUFF_TCE by the guest, from 0x3000 on, entries: 2: H_PARAMETER")
+        );
+    }
+
     #[test]
     fn who_owns_what_is_told() {
         let told = |event: Event<'_>| line(&event).1;

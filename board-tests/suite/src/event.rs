@@ -177,6 +177,17 @@ pub enum Event<'a> {
         /// Number of the answer.
         epoch: u32,
     },
+    /// A guest made a hypercall.
+    Called {
+        /// Which, as `H_PUT_TCE`.
+        call: &'a str,
+        /// First I/O bus address.
+        ioba: u64,
+        /// Entries.
+        count: u64,
+        /// What came back, as `H_SUCCESS`.
+        status: &'a str,
+    },
     /// Something was counted or timed.
     Measured {
         /// What, in words.

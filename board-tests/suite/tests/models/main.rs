@@ -8,12 +8,14 @@
 mod device;
 mod machine;
 mod model_board;
+mod named;
 mod queue_device;
 mod tce_board;
 mod vtd_board;
 
 use libtest_mimic::{Arguments, Trial};
 use model_board::boards;
+use named::take_named;
 use portcullis_suite::SCENARIOS;
 
 fn main() {
@@ -26,17 +28,6 @@ fn main() {
     }
     let arguments = take_named(std::env::args().collect(), &mut trials);
     libtest_mimic::run(&Arguments::from_iter(arguments), trials).exit();
-}
-
-/// Several names of trials mean these trials, as in Rust's own harness; returns all other arguments.
-fn take_named(arguments: Vec<String>, trials: &mut Vec<Trial>) -> Vec<String> {
-    let is_name = |argument: &String| trials.iter().any(|trial| trial.name() == argument);
-    let (names, others): (Vec<_>, Vec<_>) = arguments.iter().cloned().partition(is_name);
-    if names.len() < 2 {
-        return arguments;
-    }
-    trials.retain(|trial| names.iter().any(|name| name == trial.name()));
-    others
 }
 
 fn every_scenario_runs() -> Result<(), libtest_mimic::Failed> {
