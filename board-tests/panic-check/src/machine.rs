@@ -2,7 +2,7 @@
 
 use core::{hint::black_box, mem::MaybeUninit, ptr::NonNull, time::Duration};
 
-use portcullis_hal::{CacheMaintenance, Clock, DonatedPages, PagePool, PhysAddr, RegisterIo};
+use portcullis_hal::{CacheMaintenance, Clock, DonatedPages, PagePool, PhysAddr, PhysRange, RegisterIo};
 
 /// A number that could be any.
 pub(crate) fn unknown<T: Default>() -> T {
@@ -46,6 +46,12 @@ impl CacheMaintenance for NoCaches {
     }
     fn store_barrier(&self) {}
     fn write_back_all(&self) {}
+    fn flush(&self, memory: PhysRange) {
+        black_box(memory);
+    }
+    fn flush_everything(&self) {
+        black_box(());
+    }
 }
 
 /// A pool over memory of unknown place and size.
