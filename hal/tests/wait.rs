@@ -43,6 +43,7 @@ fn h04_a_cpu_that_was_held_up_asks_once_more() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "millions of polls, all alike")]
 fn h04_a_clock_that_stands_still_ends_the_wait() {
     let clock = Steps { now: Cell::new(0), step: 0 };
     assert_eq!(wait_until(&clock, Duration::from_secs(1), MISSING, || None::<()>), Err(MISSING));

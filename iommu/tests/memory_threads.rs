@@ -110,7 +110,7 @@ fn c07_counts_stay_exact_when_cpus_map_unmap_and_unregister_at_once() {
     thread::scope(|scope| {
         let gone = scope.spawn(|| come_and_go(&iommu, &contexts, &end));
         scope.spawn(|| stir(&iommu, &end));
-        let work = |cpu| maps.fetch_add(map_and_unmap(&iommu, &contexts, cpu, 20_000), Ordering::Relaxed);
+        let work = |cpu| maps.fetch_add(map_and_unmap(&iommu, &contexts, cpu, 8_000), Ordering::Relaxed);
         let cpus: Vec<_> = (0..3).map(|cpu| scope.spawn(move || work(cpu))).collect();
         for cpu in cpus {
             cpu.join().expect("a CPU");

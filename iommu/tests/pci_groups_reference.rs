@@ -1,5 +1,6 @@
 //! Groups of random machines against a reference that follows each path by itself.
 #![allow(missing_docs, reason = "tests document themselves by their names")]
+#![cfg(not(miri))]
 
 use std::{cell::Cell, collections::BTreeMap};
 

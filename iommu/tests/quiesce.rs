@@ -309,6 +309,7 @@ fn check<S: Strategy>(cases: u32, inputs: S, test: impl Fn(S::Value) -> Result<(
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of random spaces, and nothing unsafe on the way")]
 fn q08_noise_ends_in_bounds_and_proves_no_more_than_it_says() {
     let proofs = Cell::new(0);
     check(2048, (noise(), any::<bool>()), |(numbers, reset)| {
@@ -328,6 +329,7 @@ fn q08_noise_ends_in_bounds_and_proves_no_more_than_it_says() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of random spaces, and nothing unsafe on the way")]
 fn q08_any_contents_of_the_lists_are_followed_in_bounds() {
     let registers = prop::collection::vec((0x10..0x400u16, any::<u32>()), 1..80);
     check(1024, registers, |registers| {

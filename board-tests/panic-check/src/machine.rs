@@ -3,7 +3,7 @@
 use core::{hint::black_box, mem::MaybeUninit, ptr::NonNull, time::Duration};
 
 use portcullis_hal::{
-    CacheMaintenance, Clock, DmaExtent, DonatedPages, GuestMemory, PagePool, PhysAddr, RegisterIo,
+    CacheMaintenance, Clock, DmaExtent, DonatedPages, GuestMemory, PagePool, PhysAddr, PhysRange, RegisterIo,
 };
 
 /// A number that could be any.
@@ -49,6 +49,12 @@ impl CacheMaintenance for NoCaches {
     }
     fn store_barrier(&self) {}
     fn write_back_all(&self) {}
+    fn flush(&self, memory: PhysRange) {
+        black_box(memory);
+    }
+    fn flush_everything(&self) {
+        black_box(());
+    }
 }
 
 /// Guests' memory that reads as anything.
