@@ -31,8 +31,24 @@ pub struct Met {
     pub overlapped: u64,
 }
 
-/// Rounds of both virtual CPUs.
-const ROUNDS: u32 = 500;
+impl Met {
+    const fn calls(self) -> u64 {
+        self.success + self.busy + self.other
+    }
+
+    const fn add(&mut self, more: Self) {
+        self.success += more.success;
+        self.busy += more.busy;
+        self.other += more.other;
+        self.overlapped += more.overlapped;
+    }
+}
+
+/// How often both virtual CPUs begin, and rounds of each then: in between they are still, and everything is looked at.
+const MEETINGS: u32 = 60;
+const ROUNDS: u32 = 12;
+/// Rounds of each while a device is revoked.
+const LONG: u32 = 500;
 /// First of the entries at which they meet, and how many these are.
 const FIRST: u64 = 250;
 const COUNT: u64 = 12;
@@ -56,19 +72,27 @@ fn work<P: GuestPort>(guest: &Guest<'_, P>, page: u64) -> [Call; 8] {
 }
 
 /// Both virtual CPUs at work; each call must have ended as if it were alone, or with H_BUSY.
-fn meet<P: TwoVcpus>(guest: &mut Guest<'_, P>, meanwhile: Option<Control>) -> Result<Met, Failure> {
+fn meet<P: TwoVcpus>(
+    guest: &mut Guest<'_, P>,
+    rounds: u32,
+    meanwhile: Option<Control>,
+) -> Result<Met, Failure> {
     let page = guest.plain(8, BOTH);
     guest.write_list(COUNT, |number| page + (number << 12));
     let (one, other) = (work(guest, 2), work(guest, 4));
-    let met = guest.port.both([&one, &other], ROUNDS, meanwhile)?;
-    let calls = met.success + met.busy + met.other;
-    tell(guest.port, "of two virtual CPUs", calls);
+    let met = guest.port.both([&one, &other], rounds, meanwhile)?;
+    let least = u64::from(rounds) * (one.len() + other.len()) as u64;
+    ensure(met.calls() >= least, "a call was lost")?;
+    ensure(met.other == 0, "a call came to neither H_SUCCESS nor H_BUSY")?;
+    Ok(met)
+}
+
+/// Tells how the two met; they must have.
+fn told<P: TwoVcpus>(guest: &mut Guest<'_, P>, met: Met) -> Result<(), Failure> {
+    tell(guest.port, "of two virtual CPUs", met.calls());
     tell(guest.port, "of them under way while another one was", met.overlapped);
     tell(guest.port, "of them came to H_BUSY", met.busy);
-    ensure(calls >= u64::from(ROUNDS) * (one.len() + other.len()) as u64, "a call was lost")?;
-    ensure(met.other == 0, "a call came to neither H_SUCCESS nor H_BUSY")?;
-    ensure(met.overlapped > 0, "the two virtual CPUs never called at once")?;
-    Ok(met)
+    ensure(met.overlapped > 0, "the two virtual CPUs never called at once")
 }
 
 /// Entries that permit something, of those at which the two meet.
@@ -91,9 +115,14 @@ pub fn two_vcpus<P: TwoVcpus>(port: &mut P) -> Result<(), Failure> {
     port.reset()?;
     let mut guest = Guest::new(port);
     guest.port.emit(&Event::Step { text: "two virtual CPUs change the same entries at once" });
-    meet(&mut guest, None)?;
-    let live = live(&mut guest)?;
-    guest.counts(live)?;
+    let mut met = Met::default();
+    for _ in 0..MEETINGS {
+        met.add(meet(&mut guest, ROUNDS, None)?);
+        let live = live(&mut guest)?;
+        guest.counts(live)?;
+        (0..COUNT).try_for_each(|number| guest.port.check_entry(guest.window, FIRST + number))?;
+    }
+    told(&mut guest, met)?;
     guest.port.check()?;
     // No entry stayed taken, and none is forgotten.
     let status = guest.stuff(FIRST, 0, COUNT);
@@ -120,7 +149,8 @@ pub fn revoked_while_calling<P: TwoVcpus>(port: &mut P) -> Result<(), Failure> {
     guest.use_device(1);
     guest.reaches(guest.ioba(APART), page, Reach::ALL)?;
     guest.port.emit(&Event::Step { text: "a device is revoked while two virtual CPUs keep calling" });
-    meet(&mut guest, Some(Control::Revoke { device: 1 }))?;
+    let met = meet(&mut guest, LONG, Some(Control::Revoke { device: 1 }))?;
+    told(&mut guest, met)?;
     guest.reaches(guest.ioba(APART), page, Reach::NOTHING)?;
     guest.use_device(0);
     guest.reaches(guest.ioba(APART), page, Reach::ALL)?;

@@ -15,16 +15,18 @@ use portcullis_suite::{
 };
 
 use super::{HostPort, cpu::Cpu};
+use portcullis_fake::watched::WatchedMemory;
 
 /// Rounds after which two threads that never met give up.
-const MOST: u32 = 100_000;
+const MOST: u32 = 10_000;
 
 /// What both threads know of each other.
-#[derive(Default)]
 struct Watch {
     inside: [AtomicBool; 2],
     overlapped: AtomicU64,
     calls: AtomicU64,
+    /// The hardware tables' memory: at some uses of it a thread lets the other one go first.
+    tables: WatchedMemory,
 }
 
 impl Watch {
@@ -34,12 +36,16 @@ impl Watch {
         // On a busy machine the threads may take turns at first.
         let more = |round| round < rounds || round < MOST && self.overlapped.load(Ordering::Relaxed) == 0;
         for &call in (0..).take_while(|&round| more(round)).flat_map(|_| work) {
+            let nth = self.calls.fetch_add(1, Ordering::Relaxed);
+            // Not at each call: on a busy machine it takes long until the thread goes on.
+            if nth.is_multiple_of(12) {
+                self.tables.after(nth / 12 % 13 + 1, thread::yield_now);
+            }
             self.inside[number].store(true, Ordering::SeqCst);
             let status = cpu.finish(call).status;
             let overlapped = self.inside[1 - number].load(Ordering::SeqCst);
             self.inside[number].store(false, Ordering::SeqCst);
             self.overlapped.fetch_add(overlapped.into(), Ordering::Relaxed);
-            self.calls.fetch_add(1, Ordering::Relaxed);
             match status {
                 SUCCESS => met.success += 1,
                 BUSY => met.busy += 1,
@@ -50,9 +56,16 @@ impl Watch {
     }
 }
 
+impl HostPort {
+    fn watch(&self) -> Watch {
+        let (overlapped, calls) = (AtomicU64::new(0), AtomicU64::new(0));
+        Watch { inside: Default::default(), overlapped, calls, tables: self.made.tables.clone() }
+    }
+}
+
 impl TwoVcpus for HostPort {
     fn both(&mut self, work: [&[Call]; 2], rounds: u32, meanwhile: Option<Control>) -> Result<Met, Failure> {
-        let (watch, first, contender) = (Watch::default(), self.first.clone(), self.contender.clone());
+        let (watch, first, contender) = (self.watch(), self.first.clone(), self.contender.clone());
         let [ones, others] = work;
         let half = u64::from(rounds) * ones.len() as u64;
         let shared = &watch;
