@@ -89,6 +89,12 @@ impl<T> Gate<T> {
         Self { state: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
+    /// A gate that was kept shut, with nobody inside: [`shut`](Self::shut) takes it up.
+    #[const_fn(cfg(not(loom)))]
+    pub const fn kept_shut(value: T) -> Self {
+        Self { state: AtomicU32::new(SHUT | DRAINED), value: UnsafeCell::new(value) }
+    }
+
     /// Enters, or `None` while the gate is shut.
     #[inline]
     pub fn enter(&self) -> Option<Inside<'_, T>> {
@@ -107,8 +113,28 @@ impl<T> Gate<T> {
 
     /// Closes an open gate, or `None` while anybody is inside or it is shut.
     pub fn close(&self) -> Option<Closed<'_, T>> {
-        self.state.compare_exchange(0, SHUT | HELD | DRAINED, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(Closed { gate: self })
+        self.shut_unused().map(Closing::drained)
+    }
+
+    /// Shuts an open gate, or `None` while anybody is inside or it is shut.
+    pub(crate) fn shut_unused(&self) -> Option<Closing<'_, T>> {
+        self.state.compare_exchange(0, SHUT | HELD, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(Closing { gate: self })
+    }
+
+    /// Goes through without being counted, or `None` while the gate is shut.
+    ///
+    /// # Safety
+    /// Whoever gets exclusive access waits for the caller, as long as the reference lives, if this finds
+    /// the gate open.
+    #[inline]
+    pub(crate) unsafe fn pass(&self, look: Ordering) -> Option<&T> {
+        if self.state.load(look) & SHUT != 0 {
+            return None;
+        }
+        // SAFETY: the gate was open, so no exclusive access exists: opening it released what was written
+        // before. None begins, as the caller vouches.
+        Some(self.value.with(|value| unsafe { &*value }))
     }
 
     /// Shuts the gate at once, whoever is inside, or takes up one that was left shut. Each CPU that is
@@ -133,8 +159,21 @@ impl<'g, T> Closing<'g, T> {
         self.gate.state.load(Ordering::Acquire) & INSIDE
     }
 
+    /// Whether the gate was drained and kept shut since.
+    pub(crate) fn was_drained(&self) -> bool {
+        self.gate.state.load(Ordering::Acquire) & DRAINED != 0
+    }
+
+    /// The caller has seen that nobody is inside.
+    pub(crate) fn drained(self) -> Closed<'g, T> {
+        let gate = self.gate;
+        gate.state.fetch_or(DRAINED, Ordering::Relaxed);
+        mem::forget(self);
+        Closed { gate }
+    }
+
     /// Whether nobody is inside, now or when the gate that was kept shut since was last drained.
-    fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         let state = self.gate.state.load(Ordering::Acquire);
         state & DRAINED != 0 || state & INSIDE == 0
     }
@@ -148,12 +187,7 @@ impl<'g, T> Closing<'g, T> {
     pub fn drain(self, clock: &impl Clock, limit: Duration) -> Result<Closed<'g, T>, Self> {
         let unnamed = TimedOut { register: 0, bits: INSIDE.into() };
         match wait_until(clock, limit, unnamed, || self.is_drained().then_some(())) {
-            Ok(()) => {
-                let gate = self.gate;
-                gate.state.fetch_or(DRAINED, Ordering::Relaxed);
-                mem::forget(self);
-                Ok(Closed { gate })
-            }
+            Ok(()) => Ok(self.drained()),
             Err(_) => Err(self),
         }
     }

@@ -15,8 +15,10 @@ pub mod clock;
 pub mod config_space;
 pub mod dma;
 pub mod gate;
+pub mod guest_memory;
 pub mod page_pool;
 pub mod register_io;
+pub mod seats;
 pub mod sync;
 pub mod table_memory;
 
@@ -28,6 +30,7 @@ pub use cache::CacheMaintenance;
 pub use clock::{Clock, TimedOut, wait_until};
 pub use config_space::ConfigSpace;
 pub use dma::{DmaExtent, DmaExtentCell};
+pub use guest_memory::GuestMemory;
 pub use page_pool::{PagePool, PageRun, PoolError};
 pub use register_io::RegisterIo;
 pub use table_memory::{DonatedPages, TABLE_PAGE_BYTES, TABLE_PAGE_CELLS, TableMemory};

@@ -13,11 +13,11 @@ mod native;
 
 #[cfg(loom)]
 pub use model::{
-    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, UnsafeCell, fence, spin_loop,
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, UnsafeCell, announce, fence, spin_loop,
 };
 #[cfg(not(loom))]
 pub use native::{
-    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, UnsafeCell, fence, spin_loop,
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, UnsafeCell, announce, fence, spin_loop,
 };
 
 pub use core::sync::atomic::Ordering;

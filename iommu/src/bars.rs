@@ -7,7 +7,7 @@ use portcullis_hal::{
 };
 
 use crate::{
-    context::{ContextHandle, Slot},
+    context::{ContextHandle, Slot, SlotState},
     driver::{Driver, Outcome, Permit},
     error::Error,
     operate::AtOnce,
@@ -96,7 +96,9 @@ impl Bars {
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// Notes registers of a device at fixed addresses (a BAR), so that only the owner of its group maps
     /// them. For the hypervisor's control plane, before anything is mapped there: what a bare extent leads to already
     /// is not looked for. Takes a lock.
@@ -173,7 +175,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     #[inline]
     pub(crate) fn no_bar_mapped(
         &self,
-        slot: &Slot<D::Context>,
+        slot: &SlotState,
         context: ContextHandle,
         range: IovaRange,
     ) -> Result<(), Error> {
@@ -190,15 +192,18 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
 
     pub(crate) fn install_bar(
         &self,
-        slot: &Slot<D::Context>,
+        slot: &Slot<'_, D::Context, CPUS>,
         mapping: BarMapping,
         extent: DmaExtent,
         access: Access,
     ) -> Answer {
-        slot.leads_to_bars.store(true, Ordering::Relaxed);
-        let inside = slot.gate.enter();
+        slot.state().leads_to_bars.store(true, Ordering::Relaxed);
+        let inside = slot.0.enter();
         let context = inside.as_ref().and_then(|inside| inside.as_ref());
         let Some(context) = context else { return Answer::Refused(Error::Busy) };
+        if let Err(error) = context.backing.admit_bar() {
+            return Answer::Refused(error);
+        }
         match self.driver.map(&Permit::new(), &context.tables, mapping.iova.start(), extent, access) {
             Ok(Outcome::Done) => Answer::Done,
             Ok(Outcome::Quarantined { error }) => Answer::Failed(error),
@@ -206,7 +211,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         }
     }
 
-    pub(crate) fn remove_bar(&self, slot: &Slot<D::Context>, mapping: BarMapping) -> Answer {
+    pub(crate) fn remove_bar(&self, slot: &Slot<'_, D::Context, CPUS>, mapping: BarMapping) -> Answer {
         let entered = match slot.enter_again(mapping.context as u32) {
             Ok(entered) => entered,
             Err(error) => return Answer::Failed(error),

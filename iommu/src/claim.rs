@@ -43,8 +43,14 @@ use crate::{
 /// }
 /// ```
 #[must_use = "dropping the last claim blocks and releases its group"]
-pub struct Claim<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> {
-    iommu: &'i Iommu<D, GROUPS, CONTEXTS>,
+pub struct Claim<
+    'i,
+    D: Driver,
+    const GROUPS: usize,
+    const CONTEXTS: usize,
+    const CPUS: usize = { crate::session::CPUS },
+> {
+    iommu: &'i Iommu<D, GROUPS, CONTEXTS, CPUS>,
     hold: Hold,
 }
 
@@ -63,7 +69,9 @@ impl QuiescedGroup {
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// Takes the group for `vm`: its devices are blocked first, then owned. A VM that owns it already gets
     /// one more claim. Any CPU; waits for hardware, without the lock, when the group was free.
     ///
@@ -71,7 +79,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// [`Error::NotGranted`], [`Error::OwnedBy`], [`Error::OwnedByHost`], [`Error::ReservedRegion`],
     /// [`Error::Busy`], [`Error::Ending`]: nothing changed. [`Error::Quarantined`] or [`Error::Timeout`] when
     /// its hardware does not answer; then the group stays free and blocked.
-    pub fn claim(&self, vm: VmId, group: GroupId) -> Result<Claim<'_, D, GROUPS, CONTEXTS>, Error> {
+    pub fn claim(&self, vm: VmId, group: GroupId) -> Result<Claim<'_, D, GROUPS, CONTEXTS, CPUS>, Error> {
         let hold = self.acquire(Owner::Guest(vm), group)?;
         Ok(Claim::of(self, hold))
     }
@@ -104,12 +112,14 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     }
 }
 
-impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GROUPS, CONTEXTS> {
-    pub(crate) const fn iommu(&self) -> &'i Iommu<D, GROUPS, CONTEXTS> {
+impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Claim<'i, D, GROUPS, CONTEXTS, CPUS>
+{
+    pub(crate) const fn iommu(&self) -> &'i Iommu<D, GROUPS, CONTEXTS, CPUS> {
         self.iommu
     }
 
-    pub(crate) const fn of(iommu: &'i Iommu<D, GROUPS, CONTEXTS>, hold: Hold) -> Self {
+    pub(crate) const fn of(iommu: &'i Iommu<D, GROUPS, CONTEXTS, CPUS>, hold: Hold) -> Self {
         Self { iommu, hold }
     }
 
@@ -125,6 +135,16 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
     #[must_use]
     pub const fn group(&self) -> GroupId {
         self.hold.group
+    }
+
+    /// The context that the group is attached to. Any CPU; takes the lock for one look.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`]; [`Error::Stale`] after a revocation.
+    pub fn context(&self) -> Result<ContextHandle, Error> {
+        let control = self.iommu.control.lock();
+        control.ownership.check(self.hold)?;
+        control.ownership.context_of(self.group())?.ok_or(Error::NotAttached { group: self.group() })
     }
 
     /// Makes every device of the group end its DMA, and proves it. The group is blocked since it was
@@ -196,7 +216,9 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GRO
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Drop for Claim<'_, D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize> Drop
+    for Claim<'_, D, GROUPS, CONTEXTS, CPUS>
+{
     fn drop(&mut self) {
         // Hardware that did not answer is noted in the group, which stays quarantined.
         let _ = self.give_up();

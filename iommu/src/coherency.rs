@@ -93,7 +93,9 @@ impl Notices {
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// What a VM's WBINVD must do now: one load, from any CPU and in any mode. It says `NonCoherent` before
     /// a device of the VM can go past the caches, and until none can any more.
     ///

@@ -2,11 +2,15 @@
 
 use const_fn::const_fn;
 use portcullis_hal::{
-    gate::{Gate, Inside},
+    gate::Inside,
+    seats::{GateAt, Gates, LOOK, Place},
     sync::{AtomicBool, AtomicU32, Ordering},
 };
 
 use crate::{error::Error, group::VmId, ownership::Owner};
+
+/// Bits of a slot's number that fit into a word; no table has as many slots.
+const MOST_SLOTS: u32 = u32::MAX >> 2;
 
 /// Names a context: slot and generation. A handle that outlived its context is refused as stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +25,24 @@ impl ContextHandle {
     #[must_use]
     pub const fn slot(self) -> u32 {
         self.slot
+    }
+
+    /// The handle as a word, to be kept in an atomic: never 0, below 2^63.
+    #[inline]
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        ((self.slot & MOST_SLOTS) as u64 + 1) << u32::BITS | self.generation as u64
+    }
+
+    /// The handle of such a word, or `None` for 0. A word that was made up names nothing that a VM does not own: each
+    /// use is checked against the caller's VM.
+    #[inline]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Option<Self> {
+        match (word >> u32::BITS) as u32 {
+            0 => None,
+            next => Some(Self { slot: next - 1, generation: word as u32 }),
+        }
     }
 }
 
@@ -54,6 +76,10 @@ pub(crate) struct Backing(AtomicU32);
 const UNDECIDED: u32 = u32::MAX;
 /// The context maps bare extents.
 const EXTENTS: u32 = u32::MAX - 1;
+/// Sessions change the entries of the context, which lead to registered memory.
+const ENTRIES: u32 = u32::MAX - 2;
+/// No mapping call came yet, but BARs are or were mapped: it is too late for sessions.
+const BARS: u32 = u32::MAX - 3;
 
 impl Backing {
     #[const_fn(cfg(not(loom)))]
@@ -74,7 +100,40 @@ impl Backing {
             return Ok(slot);
         }
         let slot = self.decide(0);
-        if slot == EXTENTS { Err(Error::OtherBacking) } else { Ok(slot) }
+        if slot >= BARS { Err(Error::OtherBacking) } else { Ok(slot) }
+    }
+
+    /// Decides for entries that sessions change, or finds that it was decided so.
+    #[inline]
+    pub(crate) fn by_entries(&self) -> Result<(), Error> {
+        if self.is_entries() || self.decide(ENTRIES) == ENTRIES { Ok(()) } else { Err(Error::OtherBacking) }
+    }
+
+    /// Whether it was decided for entries that sessions change.
+    #[inline]
+    pub(crate) fn is_entries(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == ENTRIES
+    }
+
+    /// Whether there is nothing that an unmap may touch: no mapping call came yet, or sessions change the
+    /// entries, maybe from this moment on.
+    #[inline]
+    pub(crate) fn is_closed_to_unmap(&self) -> bool {
+        matches!(self.0.load(Ordering::Relaxed), UNDECIDED | ENTRIES)
+    }
+
+    /// Notes that a BAR is about to be mapped, which does not go together with sessions.
+    pub(crate) fn admit_bar(&self) -> Result<(), Error> {
+        if self.decide(BARS) == ENTRIES { Err(Error::OtherBacking) } else { Ok(()) }
+    }
+
+    /// A region to look at first for what is counted out; `None` where nothing is counted.
+    #[inline]
+    pub(crate) fn hint(&self) -> Option<u32> {
+        match self.0.load(Ordering::Relaxed) {
+            ENTRIES => Some(0),
+            other => Some(other).filter(|&slot| slot < BARS),
+        }
     }
 
     /// Whether it was decided for bare extents, which no call changes any more.
@@ -86,7 +145,7 @@ impl Backing {
     /// The slot of the region that was used last, when it was decided for registered memory.
     #[inline]
     pub(crate) fn region(&self) -> Option<u32> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|&slot| slot < EXTENTS)
+        Some(self.0.load(Ordering::Relaxed)).filter(|&slot| slot < BARS)
     }
 
     /// Notes which region was used last, after [`by_regions`](Self::by_regions).
@@ -97,61 +156,103 @@ impl Backing {
 
     #[inline(never)]
     fn decide(&self, wanted: u32) -> u32 {
-        let seen = self.0.load(Ordering::Relaxed);
-        if seen != UNDECIDED {
-            return seen;
-        }
         let relaxed = Ordering::Relaxed;
-        self.0.compare_exchange(UNDECIDED, wanted, relaxed, relaxed).map_or_else(|faster| faster, |_| wanted)
+        let decided = self.0.fetch_update(relaxed, relaxed, |seen| match seen {
+            UNDECIDED => Some(wanted),
+            BARS if wanted != ENTRIES => Some(wanted),
+            _ => None,
+        });
+        decided.map_or_else(|stays| stays, |_| wanted)
     }
 }
 
-/// A slot. Mapping calls enter its gate; making and destroying a context closes it.
+/// What is known of a slot outside its gate.
 #[derive(Debug)]
-pub(crate) struct Slot<C> {
+pub(crate) struct SlotState {
     /// That of the context inside; written by the control plane only.
     pub(crate) generation: AtomicU32,
     /// An invalidation was never confirmed: the tables must not be given back.
     pub(crate) poisoned: AtomicBool,
     /// A BAR was mapped since the context was made.
     pub(crate) leads_to_bars: AtomicBool,
-    pub(crate) gate: Gate<Option<Context<C>>>,
+    /// A group was attached since the context was made, or is just being.
+    attached: AtomicBool,
 }
 
-impl<C> Slot<C> {
-    #[const_fn(cfg(not(loom)))]
-    pub(crate) const fn new() -> Self {
-        Self {
-            generation: AtomicU32::new(0),
-            poisoned: AtomicBool::new(false),
-            leads_to_bars: AtomicBool::new(false),
-            gate: Gate::new(None),
-        }
+/// All slots. Mapping calls enter a slot's gate, sessions go through it; making and destroying a context
+/// closes it.
+pub(crate) type Contexts<C, const N: usize, const CPUS: usize> =
+    Gates<SlotState, Option<Context<C>>, N, CPUS>;
+
+/// One slot.
+pub(crate) struct Slot<'i, C, const CPUS: usize>(pub(crate) GateAt<'i, SlotState, Option<Context<C>>, CPUS>);
+
+#[const_fn(cfg(not(loom)))]
+pub(crate) const fn empty_slot<C>() -> Place<SlotState, Option<Context<C>>> {
+    let state = SlotState {
+        generation: AtomicU32::new(0),
+        poisoned: AtomicBool::new(false),
+        leads_to_bars: AtomicBool::new(false),
+        attached: AtomicBool::new(false),
+    };
+    Place::kept_shut(state, None)
+}
+
+impl SlotState {
+    #[inline]
+    pub(crate) fn is_of(&self, handle: ContextHandle) -> bool {
+        self.generation.load(Ordering::Relaxed) == handle.generation
     }
 
-    /// Enters the gate for `handle`; the context that it names cannot end as long as the entry lives.
+    /// Whether hardware may walk the tables now or before the caller's session ends. While this is `false`
+    /// nothing of them is cached, and whoever attaches the first group waits for the session: hardware will
+    /// find what it has stored.
     #[inline]
-    pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, C>, Error> {
-        let Some(inside) = self.gate.enter() else { return Err(self.turned_away(handle)) };
-        if self.generation.load(Ordering::Relaxed) != handle.generation {
-            return Err(Error::Stale { slot: handle.slot });
-        }
-        Ok(Entered { inside, slot: self, number: handle.slot })
+    pub(crate) fn may_be_walked(&self) -> bool {
+        self.attached.load(LOOK)
+    }
+
+    /// Notes that a group is about to be attached; whether it is the first one, so that sessions must be
+    /// waited for.
+    pub(crate) fn attach(&self) -> bool {
+        !self.attached.swap(true, Ordering::AcqRel)
+    }
+
+    /// Notes that a new context is in the slot.
+    pub(crate) fn renew(&self) {
+        self.leads_to_bars.store(false, Ordering::Relaxed);
+        self.attached.store(false, Ordering::Relaxed);
     }
 
     /// Why a shut gate turns `handle` away.
     #[cold]
-    fn turned_away(&self, handle: ContextHandle) -> Error {
-        match self.generation.load(Ordering::Relaxed) == handle.generation {
-            true => Error::Busy,
-            false => Error::Stale { slot: handle.slot },
+    pub(crate) fn turned_away(&self, handle: ContextHandle) -> Error {
+        if self.is_of(handle) { Error::Busy } else { Error::Stale { slot: handle.slot } }
+    }
+}
+
+impl<'i, C, const CPUS: usize> Slot<'i, C, CPUS> {
+    /// What is known of the slot.
+    #[inline]
+    pub(crate) const fn state(&self) -> &'i SlotState {
+        self.0.beside()
+    }
+
+    /// Enters the gate for `handle`; the context that it names cannot end as long as the entry lives.
+    #[inline]
+    pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'i, C>, Error> {
+        let state = self.state();
+        let Some(inside) = self.0.enter() else { return Err(state.turned_away(handle)) };
+        if !state.is_of(handle) {
+            return Err(Error::Stale { slot: handle.slot });
         }
+        Ok(Entered { inside, state, number: handle.slot })
     }
 
     /// Enters the gate for an operation that keeps the context, which is in slot `number`.
-    pub(crate) fn enter_again(&self, number: u32) -> Result<Entered<'_, C>, Error> {
-        let inside = self.gate.enter().ok_or(Error::Busy)?;
-        Ok(Entered { inside, slot: self, number })
+    pub(crate) fn enter_again(&self, number: u32) -> Result<Entered<'i, C>, Error> {
+        let inside = self.0.enter().ok_or(Error::Busy)?;
+        Ok(Entered { inside, state: self.state(), number })
     }
 }
 
@@ -159,7 +260,7 @@ impl<C> Slot<C> {
 #[derive(Debug)]
 pub(crate) struct Entered<'s, C> {
     inside: Inside<'s, Option<Context<C>>>,
-    pub(crate) slot: &'s Slot<C>,
+    pub(crate) state: &'s SlotState,
     number: u32,
 }
 

@@ -20,8 +20,14 @@ use crate::{
 /// drop it soon: until then neither the context dissolves nor the memory of a dead VM is released. Any CPU
 /// may use it, several at a time.
 #[must_use = "dropping it ends the reference"]
-pub struct ExternalUser<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> {
-    iommu: &'i Iommu<D, GROUPS, CONTEXTS>,
+pub struct ExternalUser<
+    'i,
+    D: Driver,
+    const GROUPS: usize,
+    const CONTEXTS: usize,
+    const CPUS: usize = { crate::session::CPUS },
+> {
+    iommu: &'i Iommu<D, GROUPS, CONTEXTS, CPUS>,
     number: ReferenceNumber,
 }
 
@@ -38,7 +44,9 @@ impl Trusted {
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// A reference for `user` by device. Any CPU; takes the lock, and waits for no hardware.
     ///
     /// # Errors
@@ -49,12 +57,16 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         _: &Trusted,
         user: UserId,
         device: DeviceId,
-    ) -> Result<ExternalUser<'_, D, GROUPS, CONTEXTS>, Error> {
+    ) -> Result<ExternalUser<'_, D, GROUPS, CONTEXTS, CPUS>, Error> {
         let group = self.control.lock().ownership.group_of(device);
         self.refer(user, group.ok_or(Error::UnknownDevice { device })?)
     }
 
-    fn refer(&self, user: UserId, group: GroupId) -> Result<ExternalUser<'_, D, GROUPS, CONTEXTS>, Error> {
+    fn refer(
+        &self,
+        user: UserId,
+        group: GroupId,
+    ) -> Result<ExternalUser<'_, D, GROUPS, CONTEXTS, CPUS>, Error> {
         match self.run(Request::Refer { user, group }, &mut AtOnce)? {
             Yield::Reference(number) => Ok(ExternalUser { iommu: self, number }),
             _ => Err(Error::Busy),
@@ -62,19 +74,23 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     }
 }
 
-impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'i, D, GROUPS, CONTEXTS> {
+impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Claim<'i, D, GROUPS, CONTEXTS, CPUS>
+{
     /// A reference for `user`, shown to be entitled by this claim. Any CPU; takes the lock, and waits for no
     /// hardware.
     ///
     /// # Errors
     /// [`Error::Stale`] after a revocation, and as [`Iommu::refer_to_device`].
-    pub fn refer(&self, user: UserId) -> Result<ExternalUser<'i, D, GROUPS, CONTEXTS>, Error> {
+    pub fn refer(&self, user: UserId) -> Result<ExternalUser<'i, D, GROUPS, CONTEXTS, CPUS>, Error> {
         self.check()?;
         self.iommu().refer(user, self.group())
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> ExternalUser<'_, D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    ExternalUser<'_, D, GROUPS, CONTEXTS, CPUS>
+{
     /// The context, for mapping calls. Any CPU; takes the lock for one look.
     ///
     /// # Errors
@@ -101,7 +117,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> ExternalUser<'_, D, 
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Drop for ExternalUser<'_, D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize> Drop
+    for ExternalUser<'_, D, GROUPS, CONTEXTS, CPUS>
+{
     fn drop(&mut self) {
         // What could not be given back is kept, and the death of its VM tries again.
         let _ = self.end();

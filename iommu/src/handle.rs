@@ -231,7 +231,9 @@ impl<const HANDLES: usize> HandleTable<HANDLES> {
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'_, D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Claim<'_, D, GROUPS, CONTEXTS, CPUS>
+{
     /// Puts the claim into the table of its VM, which gets a number for it. It stays claimed until it is
     /// [taken out](Iommu::take_claim) and released, or revoked: then the number is stale. Any CPU; takes no
     /// lock.
@@ -258,7 +260,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Claim<'_, D, GROUPS,
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// Lets `act` use the claim that `handle` stands for, which stays in the table. Any CPU; takes the lock to
     /// see that the claim still holds, and has given it up when `act` runs.
     ///
@@ -270,7 +274,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         vm: VmId,
         handle: Handle,
         needs: Rights,
-        act: impl FnOnce(&mut Claim<'_, D, GROUPS, CONTEXTS>) -> Result<T, Error>,
+        act: impl FnOnce(&mut Claim<'_, D, GROUPS, CONTEXTS, CPUS>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut claim = ManuallyDrop::new(Claim::of(self, stored(table, vm, handle, needs)?));
         claim.check()?;
@@ -287,7 +291,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         table: &HandleTable<HANDLES>,
         vm: VmId,
         handle: Handle,
-    ) -> Result<Claim<'_, D, GROUPS, CONTEXTS>, Error> {
+    ) -> Result<Claim<'_, D, GROUPS, CONTEXTS, CPUS>, Error> {
         let hold = stored(table, vm, handle, Rights::RELEASE)?;
         table.clear(handle)?;
         Ok(Claim::of(self, hold))

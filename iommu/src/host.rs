@@ -30,13 +30,21 @@ pub enum DmaUse {
 ///
 /// Dropping it unbinds, too; the last one blocks the group.
 #[must_use = "dropping the last one blocks and frees its group"]
-pub struct HostBinding<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize> {
-    iommu: &'i Iommu<D, GROUPS, CONTEXTS>,
+pub struct HostBinding<
+    'i,
+    D: Driver,
+    const GROUPS: usize,
+    const CONTEXTS: usize,
+    const CPUS: usize = { crate::session::CPUS },
+> {
+    iommu: &'i Iommu<D, GROUPS, CONTEXTS, CPUS>,
     group: GroupId,
     hold: Option<Hold>,
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// Binds a host driver to a device of `group`.
     ///
     /// # Errors
@@ -46,7 +54,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         &self,
         group: GroupId,
         dma: DmaUse,
-    ) -> Result<HostBinding<'_, D, GROUPS, CONTEXTS>, Error> {
+    ) -> Result<HostBinding<'_, D, GROUPS, CONTEXTS, CPUS>, Error> {
         let hold = match dma {
             DmaUse::Dma => Some(self.acquire(Owner::Host, group)?),
             DmaUse::None => {
@@ -58,7 +66,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> HostBinding<'_, D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    HostBinding<'_, D, GROUPS, CONTEXTS, CPUS>
+{
     /// The group.
     #[must_use]
     pub const fn group(&self) -> GroupId {
@@ -120,7 +130,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> HostBinding<'_, D, G
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Drop for HostBinding<'_, D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize> Drop
+    for HostBinding<'_, D, GROUPS, CONTEXTS, CPUS>
+{
     fn drop(&mut self) {
         // Hardware that did not answer is noted in the group, which stays quarantined.
         let _ = self.give_up();

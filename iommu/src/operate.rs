@@ -4,7 +4,8 @@ use core::time::Duration;
 
 use portcullis_hal::{
     Clock, DeviceId,
-    gate::{Closed, Closing},
+    gate::Closed,
+    seats::Closing,
     sync::{Ordering, spin_loop},
 };
 
@@ -17,12 +18,15 @@ use crate::{
     policy::{Control, Iommu},
 };
 
+/// A gate with nobody behind it, or the right to it when somebody stays.
+type Drained<'g, T, const CPUS: usize> = Result<Closed<'g, T>, Closing<'g, T, CPUS>>;
+
 /// What an operation may do to its surroundings, and how long it may take.
 pub(crate) trait Hands {
     /// Tells an external user that the ownership ends.
     fn notify(&mut self, user: UserId);
     /// Waits until nobody is behind the gate any more.
-    fn drain<'g, T>(&mut self, closing: Closing<'g, T>) -> Result<Closed<'g, T>, Closing<'g, T>>;
+    fn drain<'g, T, const CPUS: usize>(&mut self, closing: Closing<'g, T, CPUS>) -> Drained<'g, T, CPUS>;
     /// Whether there is time to wait for another CPU's operation.
     fn may_wait(&mut self) -> bool;
 }
@@ -40,20 +44,11 @@ pub(crate) struct Patient<'c, C, N> {
     notify: N,
 }
 
-/// A clock for one look.
-struct Still;
-
-impl Clock for Still {
-    fn now(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
 impl Hands for AtOnce {
     fn notify(&mut self, _: UserId) {}
 
-    fn drain<'g, T>(&mut self, closing: Closing<'g, T>) -> Result<Closed<'g, T>, Closing<'g, T>> {
-        closing.drain(&Still, Duration::ZERO)
+    fn drain<'g, T, const CPUS: usize>(&mut self, closing: Closing<'g, T, CPUS>) -> Drained<'g, T, CPUS> {
+        closing.drain_soon()
     }
 
     fn may_wait(&mut self) -> bool {
@@ -72,7 +67,7 @@ impl<C: Clock, N: FnMut(UserId)> Hands for Patient<'_, C, N> {
         (self.notify)(user);
     }
 
-    fn drain<'g, T>(&mut self, closing: Closing<'g, T>) -> Result<Closed<'g, T>, Closing<'g, T>> {
+    fn drain<'g, T, const CPUS: usize>(&mut self, closing: Closing<'g, T, CPUS>) -> Drained<'g, T, CPUS> {
         closing.drain(&self.clock, self.limit)
     }
 
@@ -83,7 +78,9 @@ impl<C: Clock, N: FnMut(UserId)> Hands for Patient<'_, C, N> {
     }
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     pub(crate) fn run(&self, request: Request, hands: &mut impl Hands) -> Result<Yield, Error> {
         self.run_with(request, None, hands)
     }
@@ -150,7 +147,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Notes of a context that was just made how its DMA goes.
     fn describe(&self, control: &mut Control<GROUPS, CONTEXTS>, effect: Effect, answer: Answer) {
         let (Effect::Make { context }, Answer::Done) = (effect, answer) else { return };
-        let Some(entered) = self.contexts.get(context).and_then(|slot| slot.gate.enter()) else { return };
+        let Some(entered) = self.slot(context).and_then(|slot| slot.0.enter()) else { return };
         if let Some(context_inside) = entered.as_ref() {
             control.ownership.set_coherency(context, self.driver.coherency(&context_inside.tables));
         }
@@ -159,10 +156,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// Lets the data plane see the generation of a context that is ending.
     fn publish(&self, control: &Control<GROUPS, CONTEXTS>, effect: Effect) {
         if let Effect::Shut { context } | Effect::Dissolve { context } = effect
-            && let Some(slot) = self.contexts.get(context)
+            && let Some(slot) = self.slot(context)
             && let Some(generation) = control.ownership.generation_of(context)
         {
-            slot.generation.store(generation, Ordering::Relaxed);
+            slot.state().generation.store(generation, Ordering::Relaxed);
         }
     }
 
@@ -192,8 +189,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         }
     }
 
-    fn with_slot(&self, slot: usize, act: impl FnOnce(&Slot<D::Context>) -> Answer) -> Answer {
-        self.contexts.get(slot).map_or(Answer::Refused(Error::Stale { slot: slot as u32 }), act)
+    fn with_slot(&self, slot: usize, act: impl FnOnce(&Slot<'_, D::Context, CPUS>) -> Answer) -> Answer {
+        let stale = Answer::Refused(Error::Stale { slot: slot as u32 });
+        self.slot(slot).map_or(stale, |slot| act(&slot))
     }
 
     fn members(&self, group: GroupId) -> heapless::Vec<DeviceId, { crate::driver::MAX_MEMBERS }> {
@@ -207,10 +205,13 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     fn switch(&self, group: GroupId, context: usize) -> Answer {
         let members = self.members(group);
         self.with_slot(context, |slot| {
-            let inside = slot.gate.enter();
+            let inside = slot.0.enter();
             let Some(to) = inside.as_ref().and_then(|inside| inside.as_ref()) else {
                 return Answer::Refused(Error::Busy);
             };
+            if slot.state().attach() && !self.contexts.outlast_soon() {
+                return Answer::Refused(Error::Busy);
+            }
             let permit = Permit::new();
             match self.driver.prepare(&permit, &members, Target::Context(&to.tables)) {
                 Ok(prepared) => self.driver.commit(&permit, prepared).into(),
@@ -219,14 +220,14 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         })
     }
 
-    fn make(&self, slot: &Slot<D::Context>, index: usize, spec: Option<&D::Spec>) -> Answer {
+    fn make(&self, slot: &Slot<'_, D::Context, CPUS>, index: usize, spec: Option<&D::Spec>) -> Answer {
         let owner = self.control.lock().ownership.owner_of(index);
         let (Some(spec), Some(owner)) = (spec, owner) else { return Answer::Refused(Error::Busy) };
-        let closed = slot.gate.shut().and_then(|closing| closing.drain(&Still, Duration::ZERO).ok());
+        let closed = slot.0.shut().and_then(|closing| closing.drain_soon().ok());
         let Some(mut closed) = closed else { return Answer::Refused(Error::Busy) };
         match self.driver.create(&Permit::new(), spec) {
             Ok(tables) => {
-                slot.leads_to_bars.store(false, Ordering::Relaxed);
+                slot.state().renew();
                 *closed = Some(Context { owner, tables, backing: Backing::undecided() });
                 Answer::Done
             }
@@ -237,11 +238,11 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         }
     }
 
-    fn dissolve(&self, slot: &Slot<D::Context>) -> Answer {
-        if slot.poisoned.load(Ordering::Acquire) {
+    fn dissolve(&self, slot: &Slot<'_, D::Context, CPUS>) -> Answer {
+        if slot.state().poisoned.load(Ordering::Acquire) {
             return Answer::Failed(Error::Quarantined);
         }
-        let closed = slot.gate.shut().and_then(|closing| closing.drain(&Still, Duration::ZERO).ok());
+        let closed = slot.0.shut().and_then(|closing| closing.drain_soon().ok());
         let Some(mut closed) = closed else { return Answer::Failed(Error::Busy) };
         let context = closed.take();
         // Nobody has to look behind it before the next context is made.
@@ -253,11 +254,11 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     }
 }
 
-fn close<C>(slot: &Slot<C>) -> Answer {
-    if slot.poisoned.load(Ordering::Acquire) {
+fn close<C, const CPUS: usize>(slot: &Slot<'_, C, CPUS>) -> Answer {
+    if slot.state().poisoned.load(Ordering::Acquire) {
         return Answer::Failed(Error::Quarantined);
     }
-    match slot.gate.close() {
+    match slot.0.close() {
         Some(closed) => {
             closed.keep_shut();
             Answer::Done
@@ -266,8 +267,8 @@ fn close<C>(slot: &Slot<C>) -> Answer {
     }
 }
 
-fn shut<C>(slot: &Slot<C>) -> Answer {
-    match slot.gate.shut() {
+fn shut<C, const CPUS: usize>(slot: &Slot<'_, C, CPUS>) -> Answer {
+    match slot.0.shut() {
         Some(closing) => {
             closing.keep_shut();
             Answer::Done
@@ -276,8 +277,8 @@ fn shut<C>(slot: &Slot<C>) -> Answer {
     }
 }
 
-fn drain<C>(slot: &Slot<C>, hands: &mut impl Hands) -> Answer {
-    let Some(closing) = slot.gate.shut() else { return Answer::Failed(Error::Busy) };
+fn drain<C, const CPUS: usize>(slot: &Slot<'_, C, CPUS>, hands: &mut impl Hands) -> Answer {
+    let Some(closing) = slot.0.shut() else { return Answer::Failed(Error::Busy) };
     match hands.drain(closing) {
         Ok(closed) => {
             closed.keep_shut();

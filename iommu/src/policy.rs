@@ -1,12 +1,14 @@
 //! The policy: grants, contexts, and the only way to the drivers.
 
 use const_fn::const_fn;
-use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of, sync::Mutex};
+use portcullis_hal::{
+    Access, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, array_of, seats::Gates, sync::Mutex,
+};
 
 use crate::{
     bars::Bars,
     coherency::Notices,
-    context::{ContextHandle, Entered, Slot},
+    context::{ContextHandle, Contexts, Entered, Slot, empty_slot},
     driver::{Aperture, Driver, Outcome, Permit},
     error::Error,
     event::{Event, Log},
@@ -31,12 +33,17 @@ pub const MAX_USERS: usize = 32;
 /// or destroys a context; by `unmap`, which returns after its invalidation is confirmed and may have to take
 /// its turn at the unit's queue first; and by `map` and `map_guest` where hardware may remember that nothing
 /// was there.
-pub struct Iommu<D: Driver, const GROUPS: usize = 32, const CONTEXTS: usize = 32> {
+pub struct Iommu<
+    D: Driver,
+    const GROUPS: usize = 32,
+    const CONTEXTS: usize = 32,
+    const CPUS: usize = { crate::session::CPUS },
+> {
     pub(crate) driver: D,
     pub(crate) control: Mutex<Control<GROUPS, CONTEXTS>>,
-    pub(crate) contexts: [Slot<D::Context>; CONTEXTS],
+    pub(crate) contexts: Contexts<D::Context, CONTEXTS, CPUS>,
     pub(crate) notices: Notices,
-    pub(crate) memory: RegisteredMemory<REGIONS>,
+    pub(crate) memory: RegisteredMemory<REGIONS, CPUS>,
     pub(crate) bars: Bars,
 }
 
@@ -47,7 +54,9 @@ pub(crate) struct Control<const GROUPS: usize, const CONTEXTS: usize> {
     pub(crate) log: Log,
 }
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// A policy over `driver`, whose hardware blocks every device: no group, no grant, no context.
     #[must_use]
     #[const_fn(cfg(not(loom)))]
@@ -55,7 +64,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         Self {
             driver,
             control: Mutex::new(Control { ownership: Ownership::new(), log: Log::new() }),
-            contexts: array_of![Slot::new(); CONTEXTS],
+            contexts: Gates::new(array_of![empty_slot(); CONTEXTS]),
             notices: Notices::new(),
             memory: RegisteredMemory::new(),
             bars: Bars::new(),
@@ -180,7 +189,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     ///
     /// # Errors
     /// Nothing changed after [`Error::Stale`]; [`Error::Busy`] while the context ends or another CPU changes
-    /// the same tables; [`Error::OtherBacking`] when the context maps registered memory;
+    /// the same tables; [`Error::OtherBacking`] when the context maps registered memory, by
+    /// itself or in sessions;
     /// [`Error::IsBar`] for registers of a device;
     /// [`Error::Misaligned`], [`Error::OutsideAperture`], [`Error::PhysicalTooWide`], [`Error::NoAccess`],
     /// [`Error::AlreadyMapped`], [`Error::NeedPages`]; and [`Error::Quarantined`] when hardware had failed
@@ -214,7 +224,8 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// Nothing changed after [`Error::Stale`]; [`Error::Busy`] while the context ends or another CPU changes
     /// the same tables; [`Error::Misaligned`], [`Error::OutsideAperture`]; [`Error::SplitsPage`] when a large
-    /// page lies only partly inside; [`Error::IsBar`] where a BAR is mapped.
+    /// page lies only partly inside; [`Error::IsBar`] where a BAR is mapped;
+    /// [`Error::OtherBacking`] when sessions change the context's entries.
     ///
     /// [`Error::Timeout`] or [`Error::Hardware`] when hardware did not confirm: the entries are gone, but the
     /// memory must not be reused. [`Error::Quarantined`] when hardware had failed before: the same, and the
@@ -222,7 +233,10 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     #[inline]
     pub fn unmap(&self, context: ContextHandle, range: IovaRange) -> Result<u64, Error> {
         let entered = self.enter(context)?;
-        self.no_bar_mapped(entered.slot, context, range)?;
+        self.no_bar_mapped(entered.state, context, range)?;
+        if entered.context()?.backing.is_closed_to_unmap() {
+            return self.unmap_nothing(&entered, range);
+        }
         self.unmap_from(&entered, range)
     }
 
@@ -272,7 +286,12 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     }
 
     #[inline]
+    pub(crate) fn slot(&self, number: usize) -> Option<Slot<'_, D::Context, CPUS>> {
+        self.contexts.at(number).map(Slot)
+    }
+
+    #[inline]
     pub(crate) fn enter(&self, handle: ContextHandle) -> Result<Entered<'_, D::Context>, Error> {
-        self.contexts.get(handle.slot as usize).ok_or(Error::Stale { slot: handle.slot })?.enter(handle)
+        self.slot(handle.slot as usize).ok_or(Error::Stale { slot: handle.slot })?.enter(handle)
     }
 }

@@ -13,7 +13,9 @@ use crate::{
     policy::Iommu,
 };
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// Ends the ownership of `group` by `vm`. First every external user is told, in the order of their
     /// references, by `notify`; then the gate of the context is shut, drained, the devices are blocked and
     /// the context dissolves, unless other groups of the VM use it. Claims are stale afterwards; the grant

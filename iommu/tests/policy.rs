@@ -122,6 +122,7 @@ fn u02_a_context_with_an_unconfirmed_invalidation_keeps_its_tables() {
     let iommu = policy();
     let context = iommu.create_context(VM, &()).expect("a context");
     let range = IovaRange::new(Iova::new(0x1000), PAGE).expect("a range");
+    iommu.map(context, range.start(), extent(), Access::WRITE).expect("a map");
     iommu.driver().0.borrow_mut().dead = true;
     assert_eq!(iommu.unmap(context, range), Err(DEAD));
     iommu.driver().0.borrow_mut().dead = false;

@@ -8,7 +8,7 @@ mod ground;
 
 use std::hint::black_box;
 
-use ground::{GIB, Ground, PAGE, PAGES, full_table, index};
+use ground::{GIB, Ground, PAGE, PAGES, full_table, hcalls::Caller, index};
 use portcullis_hal::{Access, PhysAddr};
 use portcullis_ppc_tce::Tce;
 
@@ -36,11 +36,32 @@ fn main() {
         "lookup" => on_full(count, |ground, number| {
             black_box(ground.lookup(number));
         }),
+        "hcall-put" => calls(count, Caller::new(), |caller, number| caller.put(number, number)),
+        "hcall-put-again" => calls(count, Caller::full(), |caller, number| caller.put(number, number ^ 1)),
+        "hcall-clear" => calls(count, Caller::full(), Caller::clear),
+        "hcall-get" => calls(count, Caller::full(), Caller::get),
+        "hcall-stuff" => calls(count, Caller::full(), |caller, number| caller.stuff(number * 512)),
+        "hcall-indirect" => indirect(count, |entry| entry),
+        "hcall-indirect-scattered" => indirect(count, |entry| entry ^ 1),
         _ => std::process::exit(2),
     }
 }
 
-/// One entry exchanged, as by a hypercall.
+/// Hypercalls of a guest, in real mode.
+fn calls(count: u64, mut caller: Caller, act: impl Fn(&mut Caller, u64)) {
+    for number in 0..count {
+        act(&mut caller, black_box(number));
+    }
+}
+
+/// Hypercalls with a list of 512 pages.
+fn indirect(count: u64, page: impl Fn(u64) -> u64) {
+    let caller = Caller::new();
+    caller.write_list(page);
+    calls(count, caller, |caller, number| caller.indirect(number * 512));
+}
+
+/// One entry exchanged by a table's users, who share it.
 fn put(count: u64) {
     let (pool, table) = full_table();
     for number in 0..count {

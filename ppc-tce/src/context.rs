@@ -123,7 +123,7 @@ impl Context {
 
     /// The entries of a range that can be mapped, to memory from `page` on. What lies in the window lies in the tree, too: its
     /// geometry was made to cover the window.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entries(&self, iova: Iova, bytes: u64, page: PhysAddr) -> Result<Entries, Error> {
         if (iova.as_u64() | bytes | page.as_u64()) & self.page_mask != 0 {
             return Err(self.misaligned([iova.as_u64(), bytes, page.as_u64()]));
@@ -136,6 +136,22 @@ impl Context {
         }
         let first = self.first_entry + (offset >> self.page_size().shift());
         Ok(Entries::inside(first, first + (more >> self.page_size().shift())))
+    }
+
+    /// The entries of a range that is to be emptied: those of MSIs, too, which never led anywhere.
+    #[inline]
+    pub(crate) fn entries_to_empty(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
+        match self.entries(iova, bytes, PhysAddr::new(0)) {
+            Err(Error::OutsideAperture { .. }) => self.entries_around_msi(iova, bytes),
+            found => found,
+        }
+    }
+
+    #[cold]
+    fn entries_around_msi(&self, iova: Iova, bytes: u64) -> Result<Entries, Error> {
+        let range = IovaRange::new(iova, bytes).ok().filter(|&range| self.range.contains(range));
+        let range = range.ok_or(Error::OutsideAperture { iova, bytes })?;
+        Ok(Entries::inside(self.index(range.start()), self.index(range.last())))
     }
 
     #[cold]

@@ -50,12 +50,12 @@ pub struct Config {
 pub struct TceIommu<F, R, M, C, K, const DEVICES: usize = 64> {
     firmware: F,
     kill: KillRegister<R>,
-    pool: PagePool<M>,
+    pub(crate) pool: PagePool<M>,
     clock: C,
     cache: K,
     config: Config,
     /// The last address that the bridge can put on the fabric.
-    last_real: u64,
+    pub(crate) last_real: u64,
     pes: PeTable<DEVICES>,
     quarantined: AtomicBool,
     contexts_made: AtomicU64,
@@ -143,6 +143,17 @@ where
         self.quarantined.load(Ordering::Acquire)
     }
 
+    /// The entry for the first page of an extent.
+    #[inline]
+    pub(crate) fn leaf(&self, extent: DmaExtent, access: Access) -> Result<Tce, Error> {
+        let address = extent.start().as_u64().wrapping_add(extent.bytes() - 1);
+        if address > self.last_real {
+            return Err(Error::PhysicalTooWide { address });
+        }
+        let tce = Tce::leaf(extent.start(), access);
+        if tce.is_valid() { Ok(tce) } else { Err(Error::NoAccess) }
+    }
+
     /// Kills the TCEs of some slots' PEs; a failure quarantines the bridge.
     fn kill_slots(&self, slots: impl Iterator<Item = usize>) -> Result<(), Error> {
         self.check_health()?;
@@ -154,7 +165,7 @@ where
     /// older than the caller's stores: `connect` notes the context before it opens the window, and the
     /// barriers on both sides order stores before loads.
     #[inline]
-    fn kill_context(&self, context: &Context) -> Result<(), Error> {
+    pub(crate) fn kill_context(&self, context: &Context) -> Result<(), Error> {
         self.cache.store_barrier();
         if self.pes.may_have_slots(context.id) { self.kill_slots_of(context) } else { Ok(()) }
     }

@@ -51,6 +51,12 @@ impl Geometry {
         Ok(Self { page_size, levels, level_bits: level_bits as u8, index_bits: index_bits as u8 })
     }
 
+    /// The shape of a tree that [`covering`](Self::covering) made, from its numbers.
+    #[inline]
+    pub(crate) const fn of_levels(page_size: IoPageSize, levels: u8, level_bits: u8) -> Self {
+        Self { page_size, levels, level_bits, index_bits: levels.wrapping_mul(level_bits) }
+    }
+
     /// IOMMU page size.
     #[inline]
     #[must_use]

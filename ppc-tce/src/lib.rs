@@ -14,9 +14,11 @@
 
 pub mod context;
 pub mod driver;
+mod entries;
 pub mod firmware;
 pub mod generation;
 pub mod geometry;
+pub mod hcall;
 pub mod kill;
 pub mod spec;
 pub mod table;
@@ -30,5 +32,6 @@ pub use driver::{Config, Prepared, TceIommu};
 pub use firmware::{Firmware, FirmwareError, PeNumber, PestEntry, TableRoot, WindowNumber};
 pub use generation::Generation;
 pub use geometry::Geometry;
+pub use hcall::Hypercalls;
 pub use spec::tce::Tce;
 pub use table::Table;

@@ -23,3 +23,5 @@ pub mod memory;
 pub mod phb;
 #[cfg(not(loom))]
 pub mod vtd;
+#[cfg(not(loom))]
+pub mod watched;

@@ -12,7 +12,8 @@ use std::{
 
 pub use crate::dma::extent;
 use portcullis_hal::{
-    CacheMaintenance, Clock, DmaExtent, DonatedPages, PhysAddr, TableMemory, table_memory::TABLE_PAGE_CELLS,
+    CacheMaintenance, Clock, DmaExtent, DonatedPages, GuestMemory, PhysAddr, TableMemory,
+    table_memory::TABLE_PAGE_CELLS,
 };
 
 /// Cells of 8 bytes in one cache line.
@@ -121,6 +122,22 @@ unsafe impl TableMemory for FakeMemory {
     #[inline]
     fn base(&self) -> PhysAddr {
         self.base
+    }
+}
+
+// SAFETY: every access is to an atomic cell of the heap, found by a checked index.
+unsafe impl GuestMemory for FakeMemory {
+    fn read_words(&self, extent: DmaExtent, words: &mut [u64]) -> bool {
+        let start = extent.start().as_u64();
+        if size_of_val(words) as u64 > extent.bytes() || !start.is_multiple_of(8) {
+            return false;
+        }
+        let Some(first) = self.index(start) else { return false };
+        let end = (first + words.len()).min(self.part.end);
+        for (word, cell) in words.iter_mut().zip(&self.cells[first..end]) {
+            *word = u64::from_ne_bytes(cell.load(Ordering::Acquire).to_le_bytes());
+        }
+        end - first == words.len()
     }
 }
 

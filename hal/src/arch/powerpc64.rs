@@ -3,7 +3,10 @@
 use core::{arch::asm, ptr::NonNull, time::Duration};
 
 use super::window::Window;
-use crate::{addr::PhysAddr, cache::CacheMaintenance, clock::Clock, register_io::RegisterIo};
+use crate::{
+    addr::PhysAddr, cache::CacheMaintenance, clock::Clock, dma::DmaExtent, guest_memory::GuestMemory,
+    register_io::RegisterIo,
+};
 
 /// Big-endian registers of a host bridge, reached in hypervisor real mode (MSR[DR] = 0) by the
 /// cache-inhibited loads and stores (Power ISA, Book III, "Load/Store Caching Inhibited Indexed").
@@ -134,6 +137,46 @@ impl TimeBaseClock {
 impl Clock for TimeBaseClock {
     fn now(&self) -> Duration {
         Duration::from_micros(Self::ticks() / Self::TICKS_PER_MICROSECOND)
+    }
+}
+
+/// Guests' memory by real address: in real mode, or where real addresses are mapped one to one.
+#[derive(Clone, Copy, Debug)]
+pub struct RealMemory {
+    end: u64,
+}
+
+impl RealMemory {
+    /// Real memory below `end`, in bytes.
+    ///
+    /// # Safety
+    /// All of it must be memory that the CPU may load from without a fault, whenever the value is used: in hypervisor
+    /// real mode, or with real addresses mapped one to one.
+    #[must_use]
+    pub const unsafe fn new(end: PhysAddr) -> Self {
+        Self { end: end.as_u64() }
+    }
+}
+
+// SAFETY: each word is loaded by one instruction of its own, which Rust's rules about references and races do not
+// concern, and which cannot fault: `new`'s caller vouched for all memory below `end`.
+unsafe impl GuestMemory for RealMemory {
+    fn read_words(&self, extent: DmaExtent, words: &mut [u64]) -> bool {
+        let start = extent.start().as_u64();
+        let last = start.wrapping_add(extent.bytes() - 1);
+        let wanted = size_of_val(words) as u64;
+        if last >= self.end || wanted > extent.bytes() || !start.is_multiple_of(8) {
+            return false;
+        }
+        for (index, word) in words.iter_mut().enumerate() {
+            let address = start.wrapping_add(index as u64 * 8);
+            // SAFETY: inside memory, as was checked; the load changes nothing.
+            unsafe {
+                asm!("ld {v}, 0({a})", v = out(reg) *word, a = in(reg_nonzero) address,
+                     options(nostack, readonly, preserves_flags));
+            }
+        }
+        true
     }
 }
 

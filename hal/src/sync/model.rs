@@ -2,6 +2,7 @@
 
 extern crate std;
 
+use core::sync::atomic::Ordering;
 use std::sync::PoisonError;
 
 pub use loom::{
@@ -12,6 +13,12 @@ pub use loom::{
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence},
     },
 };
+
+/// Stores `value` before all later loads. The checker orders barriers, but no single accesses.
+pub fn announce(mark: &AtomicU64, value: u64) {
+    mark.store(value, Ordering::Release);
+    fence(Ordering::SeqCst);
+}
 
 /// The checker's lock with the interface of the one that runs on the machine: no poisoning.
 #[derive(Debug)]

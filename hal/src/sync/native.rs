@@ -1,11 +1,25 @@
 //! What runs on the machine.
 
+use core::sync::atomic::Ordering;
 pub use core::{
     hint::spin_loop,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence},
 };
 
 pub use spin::{Mutex, MutexGuard};
+
+/// Stores `value`, which no other CPU writes, so that every CPU sees it before this one's later loads
+/// are made, as far as those are [`LOOK`](crate::seats::LOOK)s.
+#[inline]
+pub fn announce(mark: &AtomicU64, value: u64) {
+    if cfg!(target_arch = "x86_64") {
+        // Cheaper than a store and a barrier there, and a full barrier itself.
+        mark.swap(value, Ordering::SeqCst);
+    } else {
+        mark.store(value, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+}
 
 /// A value that may be changed through a shared reference, by code which proves that nobody else uses it.
 #[derive(Debug)]

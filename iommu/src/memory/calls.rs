@@ -12,7 +12,9 @@ use crate::{
     removals::{Removals, Unheard},
 };
 
-impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CONTEXTS> {
+impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
+    Iommu<D, GROUPS, CONTEXTS, CPUS>
+{
     /// Makes `extent` the memory behind the guest-physical range `guest` of `vm`. For the hypervisor's
     /// control plane; takes a lock. The extent stays reachable for the VM's devices, as far as it is
     /// mapped, until an [`unregister_memory`](Self::unregister_memory) succeeds.
@@ -42,7 +44,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// [`Error::Stale`], [`Error::OwnedBy`] for another VM's region, [`Error::StillMapped`] with the
     /// number of 4 KiB units that are mapped or being mapped: nothing changed.
     pub fn unregister_memory(&self, vm: VmId, region: RegionHandle) -> Result<(), Error> {
-        self.memory.unregister(vm, region)
+        self.memory.unregister(vm, region, || self.contexts.outlast_soon())
     }
 
     /// Ends all regions of a VM that is going: no new mapping of them begins. Takes a lock. What is still
@@ -51,7 +53,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
     /// # Errors
     /// [`Error::StillMapped`] with the sum of the 4 KiB units of regions that stay.
     pub fn release_memory(&self, vm: VmId) -> Result<(), Error> {
-        self.memory.release(vm)
+        self.memory.release(vm, || self.contexts.outlast_soon())
     }
 
     /// What is known of a region. Takes a lock.
@@ -128,6 +130,31 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         Ok(bytes)
     }
 
+    /// An unmap where no mapping is that it could end: refused for entries of sessions and for what could
+    /// never be mapped.
+    #[cold]
+    pub(crate) fn unmap_nothing(
+        &self,
+        entered: &Entered<'_, D::Context>,
+        range: IovaRange,
+    ) -> Result<u64, Error> {
+        let context = entered.context()?;
+        if context.backing.is_entries() {
+            return Err(Error::OtherBacking);
+        }
+        let (aperture, start, bytes) = (self.driver.aperture(&context.tables), range.start(), range.bytes());
+        let smallest = aperture.page_sizes.bits() & aperture.page_sizes.bits().wrapping_neg();
+        let misaligned = |value: &u64| value & smallest.wrapping_sub(1) != 0;
+        if let Some(value) = [start.as_u64(), bytes].into_iter().find(misaligned) {
+            return Err(Error::Misaligned { value });
+        }
+        if aperture.range.contains(range) {
+            Ok(0)
+        } else {
+            Err(Error::OutsideAperture { iova: start, bytes })
+        }
+    }
+
     #[inline]
     fn unmap_telling<R: Removals>(
         &self,
@@ -141,7 +168,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize> Iommu<D, GROUPS, CON
         match self.driver.flush(&permit, &context.tables, &mut debts) {
             Outcome::Done => Ok(bytes),
             Outcome::Quarantined { error } => {
-                entered.slot.poisoned.store(true, Ordering::Release);
+                entered.state.poisoned.store(true, Ordering::Release);
                 Err(error)
             }
         }

@@ -12,21 +12,26 @@
 
 mod calls;
 mod order;
+mod owed;
 mod region;
 mod returned;
+mod seen;
+mod shards;
 mod tokens;
 
 use const_fn::const_fn;
 use portcullis_hal::{
-    DmaExtent, GuestPhysRange, IoPageSize, PhysAddr, PhysRange, array_of,
-    sync::{AtomicU32, Mutex, Ordering, fence},
+    DmaExtent, GuestPhysAddr, GuestPhysRange, IoPageSize, PhysAddr, PhysRange, array_of,
+    sync::{AtomicU32, AtomicU64, Mutex, Ordering, fence},
 };
 
 use self::{
     order::Order,
     region::{Counted, Region, Seen},
-    tokens::{Tokens, UNIT},
+    tokens::UNIT,
 };
+pub use self::{owed::Owed, seen::RegionPart};
+pub(crate) use self::{shards::Shard, tokens::Tokens};
 use crate::{error::Error, group::VmId};
 
 /// Regions that one [`Iommu`](crate::Iommu) holds, of all VMs together. One for the model checker,
@@ -65,7 +70,7 @@ pub struct RegionInfo {
 
 /// The registered regions of all VMs.
 #[derive(Debug)]
-pub(crate) struct RegisteredMemory<const N: usize> {
+pub(crate) struct RegisteredMemory<const N: usize, const CPUS: usize> {
     regions: [Region; N],
     /// Held by whoever registers or unregisters.
     control: Mutex<()>,
@@ -75,6 +80,10 @@ pub(crate) struct RegisteredMemory<const N: usize> {
     by_guest: Order<N>,
     /// By host address.
     by_host: Order<N>,
+    /// What sessions count, by CPU.
+    shards: [Shard<N>; CPUS],
+    /// What the control plane counted out of entries that sessions had made: 0 or below, wrapping.
+    balance: [AtomicU64; N],
 }
 
 /// Units counted in for one mapping, and the memory that it may lead to.
@@ -85,7 +94,7 @@ pub(crate) struct Taken<'m> {
     counted: Counted,
 }
 
-impl<const N: usize> RegisteredMemory<N> {
+impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
     #[const_fn(cfg(not(loom)))]
     pub(crate) const fn new() -> Self {
         Self {
@@ -94,6 +103,8 @@ impl<const N: usize> RegisteredMemory<N> {
             version: AtomicU32::new(0),
             by_guest: Order::new(),
             by_host: Order::new(),
+            shards: array_of![Shard::new(); CPUS],
+            balance: array_of![AtomicU64::new(0); N],
         }
     }
 
@@ -116,23 +127,64 @@ impl<const N: usize> RegisteredMemory<N> {
         Ok(RegionHandle { slot, generation: region.generation() })
     }
 
-    fn unregister(&self, vm: VmId, handle: RegionHandle) -> Result<(), Error> {
+    /// Ends a region. `outlast` waits for every session that is there, and says whether they all ended.
+    fn unregister(
+        &self,
+        vm: VmId,
+        handle: RegionHandle,
+        outlast: impl FnOnce() -> bool,
+    ) -> Result<(), Error> {
         let _control = self.control.lock();
         let (region, _) = self.named(vm, handle)?;
-        self.end(handle.slot, region).map_err(|pages| Error::StillMapped { pages })
+        // Sums of counts that are being changed are not exact, but this is no moment to shut anybody out.
+        let pages = self.mapped(handle.slot, region);
+        if pages > 0 {
+            return Err(Error::StillMapped { pages });
+        }
+        let deciding = region.close().map_err(|pages| Error::StillMapped { pages })?;
+        if !outlast() {
+            return Err(Error::Busy);
+        }
+        match self.by_sessions(handle.slot) {
+            0 => {
+                deciding.for_good();
+                self.end(handle.slot, region);
+                Ok(())
+            }
+            pages => Err(Error::StillMapped { pages }),
+        }
     }
 
     /// Ends all regions of a VM, as far as nothing leads into them; from now on nothing new does.
-    fn release(&self, vm: VmId) -> Result<(), Error> {
+    fn release(&self, vm: VmId, outlast: impl FnOnce() -> bool) -> Result<(), Error> {
         let _control = self.control.lock();
+        let its = |region: &Region| region.see().is_some_and(|seen| seen.owner == vm);
+        self.slots().filter(|(_, region)| its(region)).for_each(|(_, region)| region.shut());
+        if !outlast() {
+            return Err(Error::Busy);
+        }
         let mut pages = 0_u64;
-        for (slot, region) in self.slots() {
-            if region.see().is_some_and(|seen| seen.owner == vm) {
-                region.shut();
-                pages = pages.saturating_add(self.end(slot, region).err().unwrap_or(0));
+        for (slot, region) in self.slots().filter(|(_, region)| its(region)) {
+            match self.mapped(slot, region) {
+                0 => self.end(slot, region),
+                some => pages = pages.saturating_add(some),
             }
         }
         if pages == 0 { Ok(()) } else { Err(Error::StillMapped { pages }) }
+    }
+
+    /// Units of a region that tables map, or are about to. Sessions that are under way make it inexact.
+    fn mapped(&self, slot: u32, region: &Region) -> u64 {
+        region.count().saturating_add(self.by_sessions(slot))
+    }
+
+    /// Units that sessions have mapped. Exact when the region is closed and the sessions that had found it
+    /// open have ended: others only count out, so that what is read is never less than what is there.
+    fn by_sessions(&self, slot: u32) -> u64 {
+        let balance = self.balance.get(slot as usize).map_or(0, |balance| balance.load(Ordering::Acquire));
+        let sum = self.shards.iter().map(|shard| shard.count(slot)).fold(balance, u64::wrapping_add);
+        // Read while counts move from shard to shard, it may seem to be below 0.
+        if sum >> 63 == 0 { sum } else { 0 }
     }
 
     fn info(&self, vm: VmId, handle: RegionHandle) -> Result<RegionInfo, Error> {
@@ -142,19 +194,17 @@ impl<const N: usize> RegisteredMemory<N> {
             guest: seen.guest,
             host: seen.extent.start(),
             page_size: seen.page_size(),
-            mapped: region.count(),
+            mapped: self.mapped(handle.slot, region),
         })
     }
 
-    /// Closes a region into which nothing leads, and empties its slot.
-    fn end(&self, slot: u32, region: &Region) -> Result<(), u64> {
-        region.close()?;
+    /// Empties the slot of a closed region into which nothing leads.
+    fn end(&self, slot: u32, region: &Region) {
         self.reorder(|| {
             self.by_guest.remove(slot);
             self.by_host.remove(slot);
             region.empty();
         });
-        Ok(())
     }
 
     fn named(&self, vm: VmId, handle: RegionHandle) -> Result<(&Region, Seen), Error> {
@@ -210,11 +260,8 @@ impl<const N: usize> RegisteredMemory<N> {
         if let Some(value) = [start.as_u64(), guest.bytes()].into_iter().find(|value| value % UNIT != 0) {
             return Err(Error::Misaligned { value });
         }
-        let taken = match self.search(&self.by_guest, |region| region.ends_before_guest(vm, start)) {
-            Ok(found) => found.and_then(|slot| self.take_at(slot, vm, guest)),
-            Err(Reordered) => self.slots().find_map(|(slot, _)| self.take_at(slot, vm, guest)),
-        };
-        taken.ok_or(Error::NotRegistered { guest })
+        let taken = self.find(vm, start, |slot| self.take_at(slot, vm, guest));
+        taken.ok_or_else(|| self.why_not(vm, guest))
     }
 
     #[inline]
@@ -250,12 +297,54 @@ impl<const N: usize> RegisteredMemory<N> {
         })
     }
 
-    /// Counts units out of the region in a slot.
+    /// Calls `act` with each region that holds some of this memory: its slot, and how many bytes.
+    fn each_region(&self, start: PhysAddr, bytes: u64, mut act: impl FnMut(u32, u64)) {
+        let mut left = PhysRange::new(start, bytes).ok();
+        while let Some(range) = left {
+            let Some((slot, host)) = self.region_from(range.start()) else { return };
+            let first = range.start().max(host.start());
+            let last = range.last().min(host.last());
+            let Some(more) = last.as_u64().checked_sub(first.as_u64()) else { return };
+            act(slot, more.wrapping_add(1));
+            left = last.checked_add(1).and_then(|next| {
+                let rest = range.last().as_u64().checked_sub(next.as_u64())?;
+                PhysRange::new(next, rest.wrapping_add(1)).ok()
+            });
+        }
+    }
+
+    /// Counts units out of the region in a slot, which sessions have counted in or others.
     #[inline]
-    fn give_back(&self, slot: u32, tokens: Tokens) {
-        match self.regions.get(slot as usize) {
-            Some(region) => region.give_back(tokens),
-            None => tokens.install(),
+    fn give_back(&self, slot: u32, tokens: Tokens, by_sessions: bool) {
+        match (by_sessions, self.regions.get(slot as usize), self.balance.get(slot as usize)) {
+            (true, _, Some(balance)) => drop(balance.fetch_sub(tokens.spend(), Ordering::Release)),
+            (false, Some(region), _) => region.give_back(tokens),
+            _ => tokens.install(),
+        }
+    }
+
+    /// The shard of a CPU.
+    pub(crate) fn shard(&self, cpu: usize) -> Option<&Shard<N>> {
+        self.shards.get(cpu)
+    }
+
+    /// What `look` finds at the region that may hold the VM's address; where the orders are changing, at
+    /// any region.
+    fn find<T>(&self, vm: VmId, start: GuestPhysAddr, look: impl Fn(u32) -> Option<T>) -> Option<T> {
+        match self.search(&self.by_guest, |region| region.ends_before_guest(vm, start)) {
+            Ok(found) => found.and_then(look),
+            Err(Reordered) => self.slots().find_map(|(slot, _)| look(slot)),
+        }
+    }
+
+    /// Why no open region holds a guest range.
+    #[cold]
+    fn why_not(&self, vm: VmId, guest: GuestPhysRange) -> Error {
+        let deciding =
+            |slot| self.is(slot, |region| region.is_deciding() && region.holds(vm, guest)).then_some(());
+        match self.find(vm, guest.start(), deciding) {
+            Some(()) => Error::Busy,
+            None => Error::NotRegistered { guest },
         }
     }
 

@@ -3,6 +3,7 @@
 use const_fn::const_fn;
 use portcullis_hal::{
     DmaExtent, DmaExtentCell, GuestPhysAddr, GuestPhysRange, IoPageSize, PhysAddr, PhysRange,
+    seats::LOOK,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -11,10 +12,12 @@ use crate::group::VmId;
 
 /// Set in the state while no new mapping may begin.
 const CLOSED: u64 = 1 << 63;
-/// The rest of the state: units that are mapped, or about to be.
-const COUNT: u64 = CLOSED - 1;
+/// Set while it is being decided whether the region ends; never without [`CLOSED`].
+const DECIDING: u64 = 1 << 62;
+/// The rest of the state: units that are mapped, or about to be, by others than sessions.
+const COUNT: u64 = DECIDING - 1;
 /// More than table memory could ever hold, with room for calls that are about to be refused.
-const MOST: u64 = 1 << 62;
+const MOST: u64 = 1 << 61;
 
 /// A slot for a region.
 ///
@@ -72,6 +75,26 @@ const fn alignment(guest: u64, extent: DmaExtent) -> u64 {
 /// The largest page that an [`alignment`] allows.
 pub(super) fn page_size(alignment: u64) -> IoPageSize {
     IoPageSize::from_shift(alignment.trailing_zeros().min(34) as u8).unwrap_or(IoPageSize::SIZE_4K)
+}
+
+/// A region that is closed until it is decided whether it ends. Dropping it leaves it as it was.
+pub(super) struct Deciding<'r> {
+    region: &'r Region,
+    /// [`CLOSED`], if the region was open.
+    opens: u64,
+}
+
+impl Deciding<'_> {
+    /// It ends.
+    pub(super) fn for_good(mut self) {
+        self.opens = 0;
+    }
+}
+
+impl Drop for Deciding<'_> {
+    fn drop(&mut self) {
+        self.region.state.fetch_and(!(self.opens | DECIDING), Ordering::Release);
+    }
 }
 
 impl Region {
@@ -147,11 +170,37 @@ impl Region {
         self.state.fetch_or(CLOSED, Ordering::AcqRel);
     }
 
-    /// Closes a region into which nothing leads; else says how many units do, and nothing changed.
-    pub(super) fn close(&self) -> Result<(), u64> {
-        let closed = |state| (state & COUNT == 0).then_some(CLOSED);
-        let result = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, closed);
-        result.map(drop).map_err(|state| state & COUNT)
+    /// Closes a region into which nothing leads that was not made in a session, until it is decided; else
+    /// says how many units do, and nothing changed.
+    pub(super) fn close(&self) -> Result<Deciding<'_>, u64> {
+        let closed = |state| (state & COUNT == 0).then_some(state | CLOSED | DECIDING);
+        let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, closed);
+        let before = before.map_err(|state| state & COUNT)?;
+        Ok(Deciding { region: self, opens: (before & CLOSED) ^ CLOSED })
+    }
+
+    /// Whether it is just being decided whether the region ends.
+    pub(super) fn is_deciding(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & DECIDING != 0
+    }
+
+    /// Whether it holds a range of a VM, open or not.
+    pub(super) fn holds(&self, vm: VmId, range: GuestPhysRange) -> bool {
+        self.see().is_some_and(|seen| seen.owner == vm && seen.guest.contains(range))
+    }
+
+    /// Looks into the region without counting; `None` when the range is not here or the region is closed.
+    /// In a session nothing changes here any more once it was found open: `again` says that it was, and then it is
+    /// found even if it was closed since.
+    #[inline(always)]
+    pub(super) fn look(&self, again: bool, vm: VmId, range: GuestPhysRange) -> Option<(DmaExtent, u64)> {
+        if (!again && self.state.load(LOOK) & CLOSED != 0) || self.owner.load(Ordering::Relaxed) != vm.0 {
+            return None;
+        }
+        let extent = self.extent.load()?;
+        let guest = self.guest.load(Ordering::Relaxed);
+        let part = extent.part(range.start().as_u64().checked_sub(guest)?, range.bytes())?;
+        Some((part, alignment(guest, extent)))
     }
 
     /// Fills an empty slot and opens it.
@@ -160,7 +209,7 @@ impl Region {
         self.guest.store(seen.guest.start().as_u64(), Ordering::Relaxed);
         let stored = self.extent.store(Some(seen.extent));
         if stored {
-            self.state.fetch_and(!CLOSED, Ordering::AcqRel);
+            self.state.fetch_and(!(CLOSED | DECIDING), Ordering::AcqRel);
         }
         stored
     }

@@ -1,7 +1,7 @@
 //! What an unmap took out of each region, kept until hardware has confirmed it.
 
 use heapless::Vec;
-use portcullis_hal::{PhysAddr, PhysRange};
+use portcullis_hal::PhysAddr;
 
 use super::{RegisteredMemory, tokens::Tokens};
 use crate::{context::Backing, removals::Removals};
@@ -10,8 +10,8 @@ use crate::{context::Backing, removals::Removals};
 ///
 /// They go back to their regions when hardware has confirmed the invalidation. Dropped without that,
 /// they never do: devices may still reach the memory.
-pub(crate) struct Returned<'m, const N: usize> {
-    memory: &'m RegisteredMemory<N>,
+pub(crate) struct Returned<'m, const N: usize, const CPUS: usize> {
+    memory: &'m RegisteredMemory<N, CPUS>,
     backing: &'m Backing,
     /// Slot and tokens of the region that was met first.
     first: Option<(u32, Tokens)>,
@@ -19,20 +19,21 @@ pub(crate) struct Returned<'m, const N: usize> {
     others: Vec<(u32, Tokens), N>,
 }
 
-impl<'m, const N: usize> Returned<'m, N> {
+impl<'m, const N: usize, const CPUS: usize> Returned<'m, N, CPUS> {
     #[inline]
-    pub(crate) const fn new(memory: &'m RegisteredMemory<N>, backing: &'m Backing) -> Self {
+    pub(crate) const fn new(memory: &'m RegisteredMemory<N, CPUS>, backing: &'m Backing) -> Self {
         Self { memory, backing, first: None, others: Vec::new() }
     }
 
     /// The invalidation is confirmed: no device reaches the memory through these entries any more.
     #[inline]
     pub(crate) fn give_back(&mut self) {
+        let by_sessions = self.backing.is_entries();
         while let Some((slot, tokens)) = self.others.pop() {
-            self.memory.give_back(slot, tokens);
+            self.memory.give_back(slot, tokens, by_sessions);
         }
         if let Some((slot, tokens)) = self.first.take() {
-            self.memory.give_back(slot, tokens);
+            self.memory.give_back(slot, tokens, by_sessions);
         }
     }
 
@@ -57,29 +58,19 @@ impl<'m, const N: usize> Returned<'m, N> {
     /// Counts a run of memory that begins in another region than the last one, or ends there.
     #[inline(never)]
     fn count_run(&mut self, start: PhysAddr, bytes: u64) {
-        let mut left = PhysRange::new(start, bytes).ok();
-        while let Some(range) = left {
-            let Some((slot, host)) = self.memory.region_from(range.start()) else { return };
-            let first = range.start().max(host.start());
-            let last = range.last().min(host.last());
-            let Some(more) = last.as_u64().checked_sub(first.as_u64()) else { return };
-            self.count(slot, Tokens::of_removed(more.wrapping_add(1)));
-            left = last.checked_add(1).and_then(|next| {
-                let rest = range.last().as_u64().checked_sub(next.as_u64())?;
-                PhysRange::new(next, rest.wrapping_add(1)).ok()
-            });
-        }
+        let memory = self.memory;
+        memory.each_region(start, bytes, |slot, bytes| self.count(slot, Tokens::of_removed(bytes)));
     }
 }
 
-impl<const N: usize> Removals for Returned<'_, N> {
+impl<const N: usize, const CPUS: usize> Removals for Returned<'_, N, CPUS> {
     const WANTED: bool = true;
 
     /// Memory of no region is a device's registers: nobody counts those.
     #[inline]
     fn removed(&mut self, start: PhysAddr, bytes: u64) {
         // Asked only now: whoever mapped this has decided it before.
-        let Some(hint) = self.backing.region() else { return };
+        let Some(hint) = self.backing.hint() else { return };
         if self.memory.holds(hint, start, bytes) {
             self.count(hint, Tokens::of_removed(bytes));
         } else {

@@ -9,7 +9,7 @@ pub(super) const UNIT: u64 = 4096;
 /// entry, or go back.
 #[derive(Debug)]
 #[must_use = "tokens are installed or go back to their region"]
-pub(super) struct Tokens(u64);
+pub(crate) struct Tokens(u64);
 
 impl Tokens {
     /// What a mapping of `guest` takes.
@@ -21,6 +21,20 @@ impl Tokens {
     /// The only way to have tokens again: a driver has taken so many bytes of entries out.
     #[inline]
     pub(super) const fn of_removed(bytes: u64) -> Self {
+        Self(bytes / UNIT)
+    }
+
+    /// None at all.
+    pub(super) const NONE: Self = Self(0);
+
+    /// What was put aside, and is taken from there.
+    pub(super) const fn of_owed(units: u64) -> Self {
+        Self(units)
+    }
+
+    /// What entries for so many bytes of a region take, when they exist.
+    #[inline]
+    pub(crate) const fn of_entries(bytes: u64) -> Self {
         Self(bytes / UNIT)
     }
 

@@ -17,8 +17,8 @@ use loom::{
 use portcullis_fake::obedient::ObedientFunctions;
 use portcullis_hal::{Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, RequesterId, Segment};
 use portcullis_iommu::{
-    Aperture, Claim, Coherency, ContextHandle, Debts, Driver, Error, Fault, GroupId, Iommu, Outcome,
-    PageSizes, Permit, Removals, Target, VmId, pci::Method,
+    Aperture, Claim, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Fault, GroupId, Iommu,
+    Outcome, PageSizes, Permit, Removals, Target, VmId, pci::Method,
 };
 
 pub(crate) const VM: VmId = VmId(1);
@@ -43,6 +43,8 @@ pub(crate) struct Small {
     pub(crate) destroyed: AtomicU32,
     /// The entry of the last context that was given back, at that moment.
     pub(crate) left: AtomicU32,
+    /// The entry of the last context that the device joined, at that moment.
+    pub(crate) found: AtomicU32,
 }
 
 /// A context of one entry.
@@ -61,6 +63,7 @@ impl Small {
             made: AtomicU32::new(0),
             destroyed: AtomicU32::new(0),
             left: AtomicU32::new(EMPTY),
+            found: AtomicU32::new(EMPTY),
         }
     }
 }
@@ -104,7 +107,10 @@ impl Driver for Small {
 
     fn prepare(&self, _: &Permit, _: &[DeviceId], target: Target<'_, Tables>) -> Result<u32, Error> {
         match target {
-            Target::Context(tables) => Ok(tables.number),
+            Target::Context(tables) => {
+                self.found.store(tables.entry.load(Relaxed), Relaxed);
+                Ok(tables.number)
+            }
             Target::Blocked => Ok(BLOCKED),
         }
     }
@@ -157,6 +163,36 @@ impl Driver for Small {
 
     fn take_fault(&self) -> Option<Fault> {
         None
+    }
+}
+
+impl EntryDriver for Small {
+    fn tables_exist(&self, _: &Tables, _: Iova, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn provide(&self, _: &Permit, _: &Tables, _: Iova, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn exchange<R: Removals>(
+        &self,
+        _: &Permit,
+        tables: &Tables,
+        _: Iova,
+        _: u64,
+        new: Option<(DmaExtent, Access)>,
+        removals: &mut R,
+    ) -> Result<(), Error> {
+        clear(tables, removals);
+        let entry = new.map_or(EMPTY, |(extent, _)| (extent.start().as_u64() / PAGE) as u32);
+        tables.entry.store(entry, Relaxed);
+        Ok(())
+    }
+
+    fn kill(&self, _: &Permit, _: &Tables) -> Outcome {
+        self.flushed.fetch_add(1, Relaxed);
+        Outcome::Done
     }
 }
 

@@ -2,6 +2,8 @@
 //! the software's own work is seen.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "neither user needs all of it")]
 
+pub mod hcalls;
+
 use core::time::Duration;
 
 use portcullis_fake::{
@@ -74,11 +76,17 @@ impl Ground {
 
     /// Mapped as registered memory, which is counted: one region over all of it.
     pub fn registered() -> Self {
+        let ground = Self::with_memory();
+        ground.map_guest(0, PAGES);
+        ground.unmap(0, PAGES);
+        ground
+    }
+
+    /// The same before the first mapping.
+    pub fn with_memory() -> Self {
         let ground = Self::empty();
         let all = guest(0, PAGES);
         ground.iommu.register_memory(VmId(1), all, extent(0, PAGES * PAGE)).expect("a region");
-        ground.map_guest(0, PAGES);
-        ground.unmap(0, PAGES);
         ground
     }
 

@@ -5,11 +5,13 @@
 //! Nothing here allocates, and every loop is bounded by the range that the caller named.
 
 mod range;
+mod replace;
 mod reserve;
 mod stripes;
+mod tree;
 
 use portcullis_hal::{
-    PagePool, PageRun, PoolError, TABLE_PAGE_CELLS, TableMemory,
+    PagePool, PageRun, PoolError, TableMemory,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 use portcullis_iommu::{Error, Removals, Unheard};
@@ -18,6 +20,7 @@ use crate::{firmware::TableRoot, geometry::Geometry, spec::tce::Tce};
 pub use range::Entries;
 use reserve::Reserve;
 use stripes::Stripes;
+pub(crate) use tree::Tree;
 
 /// One tree of tables. All methods want the pool that [`new`](Self::new) got.
 ///
@@ -26,14 +29,8 @@ use stripes::Stripes;
 /// on the same entries at the same time.
 #[derive(Debug)]
 pub struct Table {
-    geometry: Geometry,
+    tree: Tree,
     root: PageRun,
-    /// Where the root begins among the cells of the donated memory.
-    root_place: usize,
-    /// Bits of an index that choose the entry in one table.
-    slot_mask: u64,
-    /// How far they are shifted in the root.
-    root_shift: u32,
     /// 4 KiB pages taken, the root's included.
     pages: AtomicU32,
     page_limit: u32,
@@ -62,23 +59,14 @@ impl Table {
         }
         let root = take(pool, geometry)?;
         let pages = AtomicU32::new(count as u32);
-        Ok(Self {
-            geometry,
-            root_place: root.first() * TABLE_PAGE_CELLS,
-            root,
-            slot_mask: (1 << geometry.level_bits()) - 1,
-            root_shift: geometry.index_bits() - geometry.level_bits(),
-            pages,
-            page_limit,
-            stripes: Stripes::new(),
-        })
+        Ok(Self { tree: Tree::at(geometry, root.first()), root, pages, page_limit, stripes: Stripes::new() })
     }
 
     /// Shape of the tree.
     #[inline]
     #[must_use]
     pub const fn geometry(&self) -> Geometry {
-        self.geometry
+        self.tree.geometry
     }
 
     /// Pages of 4 KiB that the tree holds now.
@@ -92,9 +80,9 @@ impl Table {
     pub fn root<M: TableMemory>(&self, pool: &PagePool<M>) -> TableRoot {
         TableRoot {
             address: pool.address(&self.root),
-            levels: self.geometry.levels(),
-            level_bytes: self.geometry.level_bytes(),
-            page_size: self.geometry.page_size(),
+            levels: self.tree.geometry.levels(),
+            level_bytes: self.tree.geometry.level_bytes(),
+            page_size: self.tree.geometry.page_size(),
         }
     }
 
@@ -119,7 +107,7 @@ impl Table {
         if let Some(cell) = self.entry(pool, index) {
             return Ok(Tce::from_memory(cell.swap(new.to_memory(), Ordering::AcqRel)));
         }
-        if index >= self.geometry.entries() {
+        if index >= self.tree.geometry.entries() {
             return Err(Error::Unsupported { value: index });
         }
         if !new.is_valid() {
@@ -127,7 +115,7 @@ impl Table {
         }
         let mut reserve = Reserve::fill(self, pool, self.missing_below(pool, index, index))?;
         let leaf = self.leaf_or_link(pool, index, &mut reserve)?;
-        let cell = leaf.get(self.geometry.slot(index, 0)).ok_or(Error::Unsupported { value: index })?;
+        let cell = leaf.get(self.tree.geometry.slot(index, 0)).ok_or(Error::Unsupported { value: index })?;
         Ok(Tce::from_memory(cell.swap(new.to_memory(), Ordering::AcqRel)))
     }
 
@@ -139,55 +127,17 @@ impl Table {
 
     /// As [`dissolve`](Self::dissolve), and tells `removals` which memory was still mapped.
     pub fn end<M: TableMemory, T: Removals>(self, pool: &PagePool<M>, removals: &mut T) {
-        let above = u32::from(self.geometry.levels()) - 1;
-        give_back(pool, self.geometry, self.root, above, removals);
+        let above = u32::from(self.tree.geometry.levels()) - 1;
+        give_back(pool, self.tree.geometry, self.root, above, removals);
     }
 
     /// The cell of the entry at `index`, unless a table is missing there or the index is beyond the tree.
     #[inline]
     fn entry<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, index: u64) -> Option<&'p AtomicU64> {
-        if index >= self.geometry.entries() {
+        if index >= self.tree.geometry.entries() {
             return None;
         }
-        pool.memory().cells().get(self.place(pool, index)?)
-    }
-
-    /// The last-level table that holds `index`, which lies in the tree, if the table exists.
-    #[inline]
-    fn leaf<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, index: u64) -> Option<&'p [AtomicU64]> {
-        let first = self.place(pool, index)?.wrapping_sub(self.geometry.slot(index, 0));
-        pool.memory().cells().get(first..)?.get(..1 << self.geometry.level_bits())
-    }
-
-    /// Where the entry at `index`, which lies in the tree, stands among the cells of the donated memory.
-    #[inline]
-    fn place<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<usize> {
-        let (cells, base) = (pool.memory().cells(), pool.memory().base().as_u64());
-        let mut shift = self.root_shift;
-        let mut table = self.root_place;
-        loop {
-            let place = table.wrapping_add((index >> shift & self.slot_mask) as usize);
-            if shift == 0 {
-                return Some(place);
-            }
-            let entry = Tce::from_memory(cells.get(place)?.load(Ordering::Acquire));
-            if !entry.is_valid() {
-                return None;
-            }
-            // An address below the base becomes a place far beyond the last cell.
-            table = (entry.address().as_u64().wrapping_sub(base) / size_of::<u64>() as u64) as usize;
-            shift -= self.geometry.level_bits();
-        }
-    }
-
-    /// The table that an indirect entry leads to.
-    #[inline]
-    fn child<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, entry: Tce) -> Option<&'p [AtomicU64]> {
-        if !entry.is_valid() {
-            return None;
-        }
-        let page = pool.memory().page_at(entry.address())?;
-        pool.memory().pages(page, self.geometry.level_pages())
+        pool.memory().cells().get(self.tree.place(pool, index)?)
     }
 
     /// The last-level table that holds `index`; missing tables are linked from `reserve`.
@@ -198,41 +148,36 @@ impl Table {
         reserve: &mut Reserve<'_, M>,
     ) -> Result<&'p [AtomicU64], Error> {
         let broken = Error::Unsupported { value: index };
-        let mut cells = pool.memory().pages(self.root.first(), self.root.pages()).ok_or(broken)?;
-        for above in (1..u32::from(self.geometry.levels())).rev() {
-            let cell = cells.get(self.geometry.slot(index, above)).ok_or(broken)?;
+        let mut cells = self.tree.root(pool).ok_or(broken)?;
+        for above in (1..u32::from(self.tree.geometry.levels())).rev() {
+            let cell = cells.get(self.tree.geometry.slot(index, above)).ok_or(broken)?;
             let entry = match Tce::from_memory(cell.load(Ordering::Acquire)) {
                 entry if entry.is_valid() => entry,
                 _ => link(pool, cell, reserve)?,
             };
-            cells = self.child(pool, entry).ok_or(broken)?;
+            cells = self.tree.child(pool, entry).ok_or(broken)?;
         }
         Ok(cells)
     }
 
     /// Tables that are missing for `first..=last`, all of which lies below one missing entry or exists.
     fn missing_below<M: TableMemory>(&self, pool: &PagePool<M>, first: u64, last: u64) -> u64 {
-        let above = self.missing_at(pool, first).unwrap_or(0);
-        let bits = self.geometry.level_bits();
+        let above = self.tree.missing_at(pool, first).unwrap_or(0);
+        let bits = self.tree.geometry.level_bits();
         (1..=above).map(|level| (last >> (bits * level)) - (first >> (bits * level)) + 1).sum()
     }
+}
 
-    /// How many levels over the last one the entry stands at which the walk to `index` ends early.
-    fn missing_at<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<u32> {
-        let mut cells = pool.memory().pages(self.root.first(), self.root.pages())?;
-        for above in (1..u32::from(self.geometry.levels())).rev() {
-            let entry = cells.get(self.geometry.slot(index, above))?.load(Ordering::Acquire);
-            match self.child(pool, Tce::from_memory(entry)) {
-                Some(child) => cells = child,
-                None => return Some(above),
-            }
-        }
-        None
+/// Gives the pages of a tree back that is reached by nothing but `tree`; tells `removals` what was still mapped.
+pub(crate) fn end<M: TableMemory, T: Removals>(pool: &PagePool<M>, tree: Tree, removals: &mut T) {
+    let address = pool.memory().page_address(tree.root_page());
+    if let Some(root) = pool.reclaim(address, tree.geometry.level_pages()) {
+        give_back(pool, tree.geometry, root, u32::from(tree.geometry.levels()) - 1, removals);
     }
 }
 
 /// Takes one zeroed table.
-fn take<M: TableMemory>(pool: &PagePool<M>, geometry: Geometry) -> Result<PageRun, Error> {
+pub(crate) fn take<M: TableMemory>(pool: &PagePool<M>, geometry: Geometry) -> Result<PageRun, Error> {
     let count = geometry.level_pages();
     pool.take(count).map_err(|error| match error {
         PoolError::NeedPages { count } | PoolError::BadCount { count } => Error::NeedPages { count },

@@ -22,6 +22,16 @@ impl Entries {
     pub(crate) const fn inside(first: u64, last: u64) -> Self {
         Self { first, last }
     }
+
+    #[inline]
+    pub(super) const fn first(self) -> u64 {
+        self.first
+    }
+
+    #[inline]
+    pub(super) const fn last(self) -> u64 {
+        self.last
+    }
 }
 
 impl Table {
@@ -33,7 +43,7 @@ impl Table {
     pub fn entries(&self, first: u64, count: u64) -> Result<Entries, Error> {
         let beyond = Error::Unsupported { value: first };
         let last = count.checked_sub(1).and_then(|more| first.checked_add(more)).ok_or(beyond)?;
-        if last >= self.geometry.entries() {
+        if last >= self.tree.geometry.entries() {
             return Err(beyond);
         }
         Ok(Entries { first, last })
@@ -52,7 +62,7 @@ impl Table {
             return Err(Error::NoAccess);
         }
         if let Some(cell) = self.single(pool, entries)
-            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
+            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.tree.geometry.level_bits())
             && cell.load(Ordering::Relaxed) == 0
         {
             cell.store(tce.to_memory(), Ordering::Relaxed);
@@ -114,7 +124,7 @@ impl Table {
         removals: &mut T,
     ) -> Result<u64, Error> {
         if let Some(cell) = self.single(pool, entries)
-            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.geometry.level_bits())
+            && let Some(_exclusive) = self.stripes.try_table(entries.first >> self.tree.geometry.level_bits())
         {
             return Ok(self.clear_one(cell, removals));
         }
@@ -139,17 +149,21 @@ impl Table {
 
     /// The cell of a range that is one entry and exists.
     #[inline]
-    fn single<'p, M: TableMemory>(&self, pool: &'p PagePool<M>, entries: Entries) -> Option<&'p AtomicU64> {
+    pub(super) fn single<'p, M: TableMemory>(
+        &self,
+        pool: &'p PagePool<M>,
+        entries: Entries,
+    ) -> Option<&'p AtomicU64> {
         if entries.first != entries.last {
             return None;
         }
-        pool.memory().cells().get(self.place(pool, entries.first)?)
+        pool.memory().cells().get(self.tree.place(pool, entries.first)?)
     }
 
     /// Calls `act` for each last-level table in the range with its part of the range and its cells there,
     /// and once, without cells, for each stretch that lies below one missing table.
     #[inline]
-    fn each_span<'p, M: TableMemory>(
+    pub(super) fn each_span<'p, M: TableMemory>(
         &self,
         pool: &'p PagePool<M>,
         entries: Entries,
@@ -157,9 +171,9 @@ impl Table {
     ) -> Result<(), Error> {
         let mut first = entries.first;
         loop {
-            let cells = self.leaf(pool, first);
+            let cells = self.tree.leaf(pool, first);
             let end =
-                if cells.is_some() { self.last_in_table(first) } else { self.last_missing(pool, first) };
+                if cells.is_some() { self.last_in_table(first) } else { self.tree.last_missing(pool, first) };
             let span = Entries { first, last: end.min(entries.last) };
             act(span, cells.map(|cells| self.part(cells, span)))?;
             if span.last == entries.last {
@@ -171,26 +185,20 @@ impl Table {
 
     #[inline]
     fn exclusive(&self, entries: Entries) -> Result<super::stripes::Exclusive<'_>, Error> {
-        let bits = self.geometry.level_bits();
+        let bits = self.tree.geometry.level_bits();
         self.stripes.take(entries.first >> bits, entries.last >> bits)
     }
 
     /// The last index in the last-level table of `index`.
     #[inline]
-    const fn last_in_table(&self, index: u64) -> u64 {
-        index | ((1 << self.geometry.level_bits()) - 1)
-    }
-
-    /// The last index below the missing table that ends the walk to `index`.
-    fn last_missing<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> u64 {
-        let above = self.missing_at(pool, index).unwrap_or(0);
-        index | ((1 << (self.geometry.level_bits() * above)) - 1)
+    pub(super) const fn last_in_table(&self, index: u64) -> u64 {
+        index | ((1 << self.tree.geometry.level_bits()) - 1)
     }
 
     /// The cells of a span that lies in the table `cells`.
     #[inline]
     fn part<'c>(&self, cells: &'c [AtomicU64], span: Entries) -> &'c [AtomicU64] {
-        let (first, last) = (self.geometry.slot(span.first, 0), self.geometry.slot(span.last, 0));
+        let (first, last) = (self.tree.geometry.slot(span.first, 0), self.tree.geometry.slot(span.last, 0));
         cells.get(first..=last).unwrap_or_default()
     }
 
@@ -199,7 +207,7 @@ impl Table {
         let taken = cells.iter().position(|cell| cell.load(Ordering::Relaxed) != 0);
         taken.map_or(Ok(()), |position| {
             let index = first.wrapping_add(position as u64);
-            Err(Error::AlreadyMapped { iova: Iova::new(index << self.geometry.page_size().shift()) })
+            Err(Error::AlreadyMapped { iova: Iova::new(index << self.tree.geometry.page_size().shift()) })
         })
     }
 
@@ -208,7 +216,7 @@ impl Table {
     fn fill(&self, cells: &[AtomicU64], mut tce: Tce) -> Tce {
         for cell in cells {
             cell.store(tce.to_memory(), Ordering::Relaxed);
-            tce = tce.next(self.geometry.page_size());
+            tce = tce.next(self.tree.geometry.page_size());
         }
         tce
     }
@@ -218,7 +226,7 @@ impl Table {
     fn clear_one<T: Removals>(&self, cell: &AtomicU64, removals: &mut T) -> u64 {
         let old = take(cell);
         if old.is_valid() {
-            removals.removed(old.address(), self.geometry.page_size().bytes());
+            removals.removed(old.address(), self.tree.geometry.page_size().bytes());
         }
         u64::from(old.is_valid())
     }
@@ -229,8 +237,8 @@ impl Table {
         if !T::WANTED {
             return cells.iter().map(|cell| u64::from(take(cell).is_valid())).sum();
         }
-        tell_entries(cells.iter().map(take), self.geometry.page_size(), removals)
-            >> self.geometry.page_size().shift()
+        tell_entries(cells.iter().map(take), self.tree.geometry.page_size(), removals)
+            >> self.tree.geometry.page_size().shift()
     }
 }
 

@@ -19,12 +19,12 @@ impl<'t, M: TableMemory> Reserve<'t, M> {
     /// Takes `count` tables, or none.
     pub(super) fn fill(table: &'t Table, pool: &'t PagePool<M>, count: u64) -> Result<Self, Error> {
         let mut reserve = Self { table, pool, head: None };
-        let level_pages = table.geometry.level_pages();
+        let level_pages = table.tree.geometry.level_pages();
         for taken in 0..count {
             let missing = (count - taken).saturating_mul(level_pages as u64);
             let short = Error::NeedPages { count: usize::try_from(missing).unwrap_or(usize::MAX) };
             reserve.charge().ok_or(short)?;
-            match take(pool, table.geometry) {
+            match take(pool, table.tree.geometry) {
                 Ok(run) => reserve.push(run),
                 Err(_) => {
                     reserve.refund();
@@ -38,7 +38,7 @@ impl<'t, M: TableMemory> Reserve<'t, M> {
     /// One of the tables. `NeedPages` can only mean that the donated memory was tampered with: `fill`
     /// counted what is missing, and tables never go away.
     pub(super) fn pop(&mut self) -> Result<PageRun, Error> {
-        let short = Error::NeedPages { count: self.table.geometry.level_pages() };
+        let short = Error::NeedPages { count: self.table.tree.geometry.level_pages() };
         let run = self.head.take().ok_or(short)?;
         if let Some(first) = self.pool.cells(&run).first() {
             let next = PhysAddr::new(first.swap(0, Ordering::Relaxed));
@@ -57,14 +57,14 @@ impl<'t, M: TableMemory> Reserve<'t, M> {
     }
 
     fn charge(&self) -> Option<()> {
-        let level_pages = self.table.geometry.level_pages() as u32;
+        let level_pages = self.table.tree.geometry.level_pages() as u32;
         let within =
             |pages: u32| pages.checked_add(level_pages).filter(|&pages| pages <= self.table.page_limit);
         self.table.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).ok().map(|_| ())
     }
 
     fn refund(&self) {
-        let level_pages = self.table.geometry.level_pages() as u32;
+        let level_pages = self.table.tree.geometry.level_pages() as u32;
         self.table.pages.fetch_sub(level_pages, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,54 @@
+//! What a driver offers to hypercalls: entries that are replaced one guest page at a time.
+
+use portcullis_hal::{Access, DmaExtent, Iova, PhysAddr};
+
+use crate::{
+    driver::{Driver, Outcome, Permit},
+    error::Error,
+    removals::Removals,
+};
+
+/// A driver whose entries guests change themselves, through [`Session`](crate::Session)s.
+///
+/// Only contexts whose entries nobody changes otherwise come here, and at any moment at most one caller
+/// changes an entry: callers settle among themselves who. `tables_exist`, `exchange` and `kill` allocate
+/// nothing and wait for nobody but hardware, so that they may be called in real mode. All are called on any
+/// CPU.
+pub trait EntryDriver: Driver {
+    /// Whether all tables exist for the entries of `bytes` bytes at `iova`. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::NeedPages`] with the 4 KiB pages of one missing table, at least;
+    /// [`Error::Misaligned`], [`Error::OutsideAperture`].
+    fn tables_exist(&self, context: &Self::Context, iova: Iova, bytes: u64) -> Result<(), Error>;
+
+    /// Makes the tables that are missing for the entries of `bytes` bytes at `iova`.
+    ///
+    /// # Errors
+    /// [`Error::NeedPages`], [`Error::Misaligned`], [`Error::OutsideAperture`]. No entry changed.
+    fn provide(&self, permit: &Permit, context: &Self::Context, iova: Iova, bytes: u64) -> Result<(), Error>;
+
+    /// Replaces the entries of `bytes` bytes at `iova` by those that lead to `new`, which is as long, or by
+    /// none, and tells `removals` which memory they led to. Where a table is missing nothing was mapped.
+    /// Ordered before a later [`kill`](Self::kill).
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`], [`Error::OutsideAperture`], [`Error::PhysicalTooWide`], [`Error::NoAccess`],
+    /// and [`Error::NeedPages`] for new entries in a missing table. Nothing changed.
+    fn exchange<R: Removals>(
+        &self,
+        permit: &Permit,
+        context: &Self::Context,
+        iova: Iova,
+        bytes: u64,
+        new: Option<(DmaExtent, Access)>,
+        removals: &mut R,
+    ) -> Result<(), Error>;
+
+    /// Whether hardware can put the address `last`, and all below it, on the bus. Where not, `exchange` refuses.
+    fn reaches(&self, context: &Self::Context, last: PhysAddr) -> bool;
+
+    /// Makes hardware forget what any device has cached of the context, old entries and missing ones, and
+    /// waits for it under a deadline. On `Quarantined` it may still be cached.
+    fn kill(&self, permit: &Permit, context: &Self::Context) -> Outcome;
+}

@@ -1,0 +1,188 @@
+//! The hardware tables behind a window.
+
+use heapless::Vec;
+use portcullis_hal::{Access, Iova};
+use portcullis_iommu::{EntryDriver, Error, Inside, Owed, RegionPart, Session};
+
+use super::{
+    reply::{Mode, Stop, Why},
+    slot::{PLACES, Slot},
+    spec::Status,
+};
+
+/// The hardware tables that one call, or step of a call, keeps in step.
+pub(super) struct Connected<'s, D: EntryDriver> {
+    tables: Vec<Inside<'s, D>, PLACES>,
+    /// Whether an entry was changed since the last kill.
+    changed: bool,
+}
+
+/// The entries of some pages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub(super) ioba: u64,
+    pub(super) bytes: u64,
+}
+
+impl<'s, D: EntryDriver> Connected<'s, D> {
+    /// No table yet.
+    #[inline(always)]
+    pub(super) const fn none() -> Self {
+        Self { tables: Vec::new(), changed: false }
+    }
+
+    /// One table alone.
+    pub(super) fn one(inside: Inside<'s, D>) -> Self {
+        let mut one = Self::none();
+        // There is room for more than one.
+        let _ = one.tables.push(inside);
+        one
+    }
+
+    /// Adds the tables in the places that are in use. One that ended is left out: its entries were counted out then.
+    #[inline(always)]
+    pub(super) fn find<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
+        session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        slot: &Slot,
+        used: usize,
+    ) -> Result<(), Stop> {
+        for place in slot.places().iter().take(used) {
+            let Some(handle) = place.handle() else { continue };
+            match session.context(handle) {
+                // There is room for one of each place.
+                Ok(inside) => drop(self.tables.push(inside)),
+                Err(Error::Stale { .. }) => {}
+                // It is just being ended.
+                Err(_) => return Err(Stop::Lacking(Why::Contended)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all tables can map pages of the region: theirs are not larger, and hardware reaches its addresses.
+    #[inline(always)]
+    pub(super) fn admits<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        part: &RegionPart<'_>,
+    ) -> Result<(), Stop> {
+        for inside in &self.tables {
+            let sizes = session.aperture(inside).page_sizes.bits();
+            if !part.fits_pages_of(sizes & sizes.wrapping_neg()) {
+                return Err(Stop::Lacking(Why::Unregistered));
+            }
+            if !session.reaches(inside, part) {
+                return Err(Stop::PARAMETER);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that no table page is missing for a span.
+    #[inline(always)]
+    pub(super) fn prepare<N: Mode, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        span: Span,
+    ) -> Result<(), Stop> {
+        for inside in &self.tables {
+            let checked = session.check_tables(inside, Iova::new(span.ioba), span.bytes);
+            if let Err(error) = checked {
+                missing::<N, D, GROUPS, CONTEXTS, CPUS>(session, inside, span, error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the entries of a span in all tables. The caller has taken them, and prepared for new ones.
+    ///
+    /// When a table refuses, which the preparation excludes, the caller [empties](Self::empty) all of them.
+    #[inline(always)]
+    pub(super) fn replace<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        span: Span,
+        new: Option<(&RegionPart<'_>, Access)>,
+        owed: &mut Owed<'_, CPUS>,
+    ) -> Result<(), Stop> {
+        for inside in &self.tables {
+            self.changed = true;
+            session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Empties the entries of a span in all tables: that needs nothing that could be missing.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn empty<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        span: Span,
+        owed: &mut Owed<'_, CPUS>,
+    ) {
+        for inside in &self.tables {
+            self.changed = true;
+            let _ = session.exchange(inside, Iova::new(span.ioba), span.bytes, None, owed);
+        }
+    }
+
+    /// Makes hardware forget what was replaced, then counts it out. Without a confirmation it stays counted.
+    #[inline(always)]
+    pub(super) fn finish<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        owed: Owed<'_, CPUS>,
+    ) -> Result<(), Error> {
+        if !self.changed {
+            return Ok(());
+        }
+        self.changed = false;
+        let mut killed = Ok(());
+        for inside in &self.tables {
+            killed = killed.and(session.kill(inside));
+        }
+        killed?;
+        session.settle(owed);
+        Ok(())
+    }
+}
+
+/// Makes tables that are missing, in virtual mode.
+#[cold]
+#[inline(never)]
+fn missing<N: Mode, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+    session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+    inside: &Inside<'_, D>,
+    span: Span,
+    error: Error,
+) -> Result<(), Stop> {
+    if !N::FINAL {
+        return Err(lacking(error));
+    }
+    session.provide_tables(inside, Iova::new(span.ioba), span.bytes).map_err(lacking)
+}
+
+/// What a call comes to that the tables refuse.
+#[cold]
+fn lacking(error: Error) -> Stop {
+    match error {
+        Error::NeedPages { .. } => Stop::Lacking(Why::NeedPages),
+        Error::Busy => Stop::Lacking(Why::Contended),
+        // A part of the window that hardware does not translate: MSIs.
+        _ => Stop::PARAMETER,
+    }
+}
+
+/// A table refused what was prepared.
+#[cold]
+fn refused(_: Error) -> Stop {
+    Stop::Refused(Status::Hardware)
+}
+
+/// Hardware did not confirm a kill.
+#[cold]
+pub(super) fn unconfirmed(_: Error) -> Stop {
+    Stop::Refused(Status::Hardware)
+}
