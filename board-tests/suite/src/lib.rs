@@ -8,6 +8,7 @@
 pub mod board;
 pub mod edu;
 pub mod event;
+pub mod hcall;
 pub mod memory;
 pub mod nvme;
 pub mod scenario;

@@ -1,0 +1,92 @@
+//! The rules, by the ids of `docs/contracts.md`, section D.
+
+mod connected;
+mod indirect;
+mod modes;
+mod outcomes;
+mod put;
+mod stuff;
+mod windows;
+
+use super::{guest::Guest, port::GuestPort, port::Offers};
+use crate::Failure;
+
+/// What is known of a rule without a port.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Id of the promise.
+    pub id: &'static str,
+    /// Its name: lower case, words joined by underscores.
+    pub name: &'static str,
+    /// What it needs of the port.
+    pub needs: Offers,
+}
+
+macro_rules! rules {
+    ($($id:literal $module:ident :: $name:ident needs $needs:expr;)+) => {
+        /// All rules, whatever port they need, in an order that any port can keep: only the last one leaves
+        /// something behind.
+        pub const RULES: &[Rule] = &[$(Rule { id: $id, name: stringify!($name), needs: $needs },)+];
+
+        fn act<P: GuestPort>(guest: &mut Guest<'_, P>, name: &str) -> Option<Result<(), Failure>> {
+            match name {
+                $(stringify!($name) => Some($module::$name(guest)),)+
+                _ => None,
+            }
+        }
+    };
+}
+
+const ANY: Offers = Offers::empty();
+const DEVICE: Offers = Offers::DEVICE;
+const TWO_DEVICES: Offers = Offers::DEVICE.union(Offers::SECOND_DEVICE);
+
+rules! {
+    "D02" windows::ioba_misaligned needs ANY;
+    "D02" windows::ioba_outside_the_window needs ANY;
+    "D02" windows::count_beyond_the_window needs ANY;
+    "D02" windows::count_that_wraps needs ANY;
+    "D03" windows::unknown_liobn needs ANY;
+    "D04" windows::liobn_of_another_vm needs ANY;
+    "D05" windows::other_opcode needs ANY;
+    "D10" put::permissions needs DEVICE;
+    "D10" put::another_page_in_its_place needs DEVICE;
+    "D11" put::misaligned_address needs ANY;
+    "D12" put::not_registered needs ANY;
+    "D12" put::registered_by_then needs Offers::HANDED_OVER;
+    "D13" put::no_permission_unmaps needs DEVICE;
+    "D14" put::guest_form_comes_back needs ANY;
+    "D15" put::region_of_smaller_pages needs DEVICE;
+    "D16" put::several_iommu_pages needs DEVICE;
+    "D20" indirect::list_too_long_or_misaligned needs ANY;
+    "D21" indirect::list_not_registered needs ANY;
+    "D22" indirect::no_entries needs ANY;
+    "D23" indirect::all_or_nothing needs ANY;
+    "D24" indirect::list_read_once needs Offers::LIST_READ;
+    "D25" indirect::each_entry_as_put_makes_it needs DEVICE;
+    "D30" stuff::value_with_permission needs ANY;
+    "D31" stuff::any_other_value_clears needs DEVICE;
+    "D32" stuff::cap_of_the_window needs ANY;
+    "D33" stuff::newer_mapping_stays needs Offers::NEXT_STEP;
+    "D40" outcomes::no_page_to_be_had needs Offers::STARVE;
+    "D42" outcomes::memory_is_released_after_the_kill needs DEVICE;
+    "D43" outcomes::contended_entry needs Offers::TAKEN;
+    "D50" connected::tables_in_step needs TWO_DEVICES;
+    "D51" connected::replay needs TWO_DEVICES;
+    "D51" connected::replay_is_all_or_nothing needs DEVICE;
+    "D52" connected::tables_that_do_not_fit needs DEVICE;
+    "D53" connected::revoked_between_steps needs TWO_DEVICES.union(Offers::NEXT_STEP);
+    "D60" modes::handed_over_for_a_reason needs Offers::HANDED_OVER;
+    "D41" outcomes::unconfirmed_kill needs Offers::DEAFEN;
+}
+
+/// Runs one rule on a port made fresh, and checks afterwards what must hold after every call.
+///
+/// # Errors
+/// What was not as promised.
+pub fn run_rule<P: GuestPort>(port: &mut P, rule: &Rule) -> Result<(), Failure> {
+    port.reset()?;
+    let unknown = Failure { what: "no rule has this name", error: None, line: line!() };
+    act(&mut Guest::new(port), rule.name).unwrap_or(Err(unknown))?;
+    port.check()
+}
