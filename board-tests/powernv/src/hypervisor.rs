@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use portcullis_hal::PhysAddr;
-use portcullis_hypervisor::power::{Frame, Verdict, cpu, memory::GuestMemory, scenario::Machine};
+use portcullis_hypervisor::power::{cpu, memory::GuestMemory, scenario::Machine};
 use portcullis_suite::Event;
 
 use crate::{console, image, opal, pci::Function, tree::Tree};
@@ -53,10 +53,4 @@ impl Machine for Guests<'_> {
     fn digest(&self) -> u64 {
         image::digest()
     }
-}
-
-/// The real-mode handler of the guest's hypercalls: knows none yet.
-#[unsafe(no_mangle)]
-extern "C" fn portcullis_real_mode_hcall(_frame: *mut Frame) -> u64 {
-    Verdict::TooHard as u64
 }

@@ -17,6 +17,7 @@ mod little_endian;
 mod memory;
 mod opal;
 mod pci;
+mod server;
 mod trap;
 mod tree;
 
@@ -69,7 +70,7 @@ fn run(tree: *const u8) -> Result<(), &'static str> {
         nvme.as_ref().map(|device| device as &dyn DmaDevice),
     ];
     // SAFETY: what the device tree says, made once.
-    let registers = unsafe { board::registers(&phb) };
+    let registers = unsafe { board::registers(&phb) }.ok_or("the bridge has no registers")?;
     let board = PowerNv::bring_up(phb, &registers, devices, &buffers).map_err(|error| {
         defmt::error!("bring-up: {}", defmt::Debug2Format(&error));
         "the bridge did not come up"
