@@ -6,32 +6,32 @@ use super::{GUEST_BYTES, script::Privileged};
 
 /// The guest's number; 0 is the hypervisor's.
 const GUEST_ID: u64 = 1;
-/// LPCR[ILE]: the guest's interrupts enter in little-endian mode (section 2.2; the bits below as well).
+/// `LPCR[ILE]`: the guest's interrupts enter in little-endian mode (section 2.2; the bits below as well).
 const LPCR_ILE: u64 = 1 << 25;
-/// LPCR[LPES]: external interrupts go to the guest, which has them off: none ends its turn.
+/// `LPCR[LPES]`: external interrupts go to the guest, which has them off: none ends its turn.
 const LPCR_LPES: u64 = 1 << 3;
-/// LPCR[HDICE]: the hypervisor decrementer interrupts, which ends a guest's turn.
+/// `LPCR[HDICE]`: the hypervisor decrementer interrupts, which ends a guest's turn.
 const LPCR_HDICE: u64 = 1;
-/// LPCR[HVICE]: hypervisor virtualization interrupts.
+/// `LPCR[HVICE]`: hypervisor virtualization interrupts.
 const LPCR_HVICE: u64 = 1 << 1;
-/// LPCR[UPRT]: process tables are used.
+/// `LPCR[UPRT]`: process tables are used.
 const LPCR_UPRT: u64 = 1 << 22;
-/// LPCR[EVIRT]: hypervisor instructions of a guest interrupt to the hypervisor instead of the guest.
+/// `LPCR[EVIRT]`: hypervisor instructions of a guest interrupt to the hypervisor instead of the guest.
 const LPCR_EVIRT: u64 = 1 << 21;
-/// LPCR[HR]: the hypervisor uses radix tables.
+/// `LPCR[HR]`: the hypervisor uses radix tables.
 const LPCR_HR: u64 = 1 << 20;
-/// LPCR[LD]: a decrementer wider than 32 bits.
+/// `LPCR[LD]`: a decrementer wider than 32 bits.
 const LPCR_LD: u64 = 1 << 17;
-/// LPCR[AIL], and [HAIL] of ISA 3.1: interrupts that enter with translation on.
+/// `LPCR[AIL]`, and `[HAIL]` of ISA 3.1: interrupts that enter with translation on.
 const LPCR_AIL: u64 = 3 << 23 | 1 << 26;
-/// LPCR[VPM0, VPM1] of 2.07B: the guest's real mode is virtualised by a hash table.
+/// `LPCR[VPM0, VPM1]` of 2.07B: the guest's real mode is virtualised by a hash table.
 const LPCR_VPM: u64 = 3 << 62;
-/// LPCR[RMLS] of 2.07B: where the guest's real mode ends.
+/// `LPCR[RMLS]` of 2.07B: where the guest's real mode ends.
 const LPCR_RMLS: u64 = 0xf << 26;
-/// 32 MiB in LPCR[RMLS] (POWER8 Processor User's Manual, "Logical Partitioning Control Register"). Sizes whose number
+/// 32 MiB in `LPCR[RMLS]` (POWER8 Processor User's Manual, "Logical Partitioning Control Register"). Sizes whose number
 /// is odd do not work on QEMU: it takes the last bit for POWER10's HAIL.
 const RMLS_32_MIB: u64 = 8 << 26;
-/// HFSCR[FP] and HFSCR[VECVSX]: what a guest may use beyond the fixed-point facility (section 6.2.11).
+/// `HFSCR[FP]` and `HFSCR[VECVSX]`: what a guest may use beyond the fixed-point facility (section 6.2.11).
 const HFSCR_FP_VECTOR: u64 = 0b11;
 
 const _: () = assert!(GUEST_BYTES == 32 << 20, "RMLS says so");

@@ -42,7 +42,7 @@ pub enum Verdict {
 }
 
 /// A guest's registers. In the real-mode handler the non-volatile ones (r14 to r31) are stale: they still are in
-/// the CPU, and go to the frame only on the way to the full context.
+/// the CPU, and go to the frame only on the way to the full context. What it writes to `pc` or `msr` has no effect there.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Frame {

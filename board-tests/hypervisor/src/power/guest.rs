@@ -13,6 +13,7 @@ use super::{
     cpu::{self, Processor, Translation},
     frame::{Frame, GUEST_MSR, MSR_PR},
     memory::GuestMemory,
+    problem_state,
     registers::{self, Lent},
     script::{MAX_RECORDS, Op, RECORD_BYTES, Record, calls},
     tables::{self, REGISTERS_AT},
@@ -32,6 +33,8 @@ const TICKS_A_MICROSECOND: u64 = 512;
 
 /// Vector of system calls (section 6.5).
 const SYSTEM_CALL: u64 = 0xc00;
+/// Vector of program interrupts: what a hypercall from problem state ends in.
+const PROGRAM: u64 = 0x700;
 const HYPERVISOR_DECREMENTER: u64 = 0x980;
 /// What a guest's instruction runs into that belongs to the hypervisor: data storage, instruction storage,
 /// emulation assistance, facility unavailable.
@@ -56,8 +59,6 @@ pub type FullContext = fn(&mut Frame);
 pub enum Stop {
     /// It ran for longer than allowed.
     TimedOut,
-    /// Its problem state made a hypercall.
-    ProblemState,
     /// The script does not fit, or there is no such vCPU.
     NoSuchScript,
     /// Another vCPU of this number has its turn.
@@ -96,10 +97,13 @@ impl Guest {
     pub unsafe fn new(memory: GuestMemory) -> Option<Self> {
         let translation = match Processor::this()? {
             Processor::Power8 => Translation::Offset(memory.address().as_u64()),
-            Processor::Radix => Translation::PartitionTable(tables::map_memory(memory.address())),
+            Processor::Radix => {
+                Translation::PartitionTable(tables::map_memory(memory.address(), problem_state::PROCESSES))
+            }
         };
         memory.clear();
         copy_interpreter(memory);
+        problem_state::make_tables(memory)?;
         let guest = Self { memory, translation };
         // SAFETY: as for this function.
         unsafe { guest.prepare_cpu() }
@@ -221,7 +225,7 @@ fn turns(area: *mut Area, full: FullContext, deadline: Duration) -> Result<(), S
         // SAFETY: the guest's turn is over: the frame is this function's.
         let frame = unsafe { &mut (*area).frame };
         match frame.vector {
-            SYSTEM_CALL if frame.msr & MSR_PR != 0 => return Err(Stop::ProblemState),
+            SYSTEM_CALL if frame.msr & MSR_PR != 0 => reflect(frame, PROGRAM),
             SYSTEM_CALL => match frame.opcode() {
                 calls::STOP => return Ok(()),
                 calls::EMPTY | calls::EMPTY_FULL => frame.set_status(0),
@@ -230,15 +234,15 @@ fn turns(area: *mut Area, full: FullContext, deadline: Duration) -> Result<(), S
             },
             // The limit has passed, or is further away than the decrementer counts.
             HYPERVISOR_DECREMENTER => {}
-            vector if REFUSED.contains(&vector) => reflect(frame),
+            vector if REFUSED.contains(&vector) => reflect(frame, vector),
             vector => return Err(Stop::Interrupt { vector, pc: frame.pc }),
         }
     }
 }
 
 /// Tells the guest's interpreter that its instruction was refused: it goes on with the next operation.
-fn reflect(frame: &mut Frame) {
-    let (vector, hdar) = (frame.vector, frame.hdar);
+fn reflect(frame: &mut Frame, vector: u64) {
+    let hdar = frame.hdar;
     let [r0, _, _, _, r4, ..] = &mut frame.gpr;
     (*r0, *r4) = (vector, hdar);
     frame.pc = offset(&raw const hv_guest_reflected);

@@ -55,6 +55,10 @@ hv_guest_start:
     beq guest_wait
     cmpldi 3, 10
     beq guest_write_process
+    cmpldi 3, 11
+    beq guest_jump
+    cmpldi 3, 12
+    beq guest_call_as_process
 guest_stop:
     li 3, 0
     ori 3, 3, 0xf000            # calls::STOP
@@ -322,6 +326,29 @@ guest_write_process:
     mtspr 48, 3                 # PIDR
     isync
     b guest_next
+
+guest_jump:
+    ld 3, 8(31)
+    mtctr 3
+    bctr
+
+guest_call_as_process:
+    li 4, 0
+    mtspr 48, 4                 # PIDR
+    isync
+    lis 5, 0x7fff               # problem state has interrupts on: none from the decrementer
+    mtdec 5
+    mfmsr 6
+    ori 6, 6, 0xc030            # EE, PR, IR, DR
+    mtspr 27, 6                 # SRR1
+    li 7, guest_process - hv_guest
+    mtspr 26, 7                 # SRR0
+    ld 3, 8(31)
+    rfid
+# In problem state. Answered, the call would lead to the guest's own vector.
+guest_process:
+    sc 1
+    sc
 
 guest_wait:
     mftb 26

@@ -2,7 +2,7 @@
 
 use core::{arch::asm, ptr::NonNull};
 
-use portcullis_hal::PhysAddr;
+use portcullis_hal::{DmaExtent, PhysAddr, PhysRange};
 
 use super::GUEST_BYTES;
 
@@ -42,6 +42,14 @@ impl GuestMemory {
     #[must_use]
     pub const fn bytes(self) -> u64 {
         GUEST_BYTES
+    }
+
+    /// The right to point the guest's devices at it.
+    #[must_use]
+    pub fn extent(self) -> Option<DmaExtent> {
+        let range = PhysRange::new(self.address(), GUEST_BYTES).ok()?;
+        // SAFETY: donated for good, for volatile accesses and nothing else; the hypervisor trusts nothing in it.
+        Some(unsafe { DmaExtent::new(range) })
     }
 
     /// The doubleword at guest real address `at`, in this CPU's byte order; `None` when it is misaligned or outside.

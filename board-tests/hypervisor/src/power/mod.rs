@@ -19,6 +19,8 @@ pub mod guest_call;
 #[cfg(target_arch = "powerpc64")]
 pub mod memory;
 #[cfg(target_arch = "powerpc64")]
+mod problem_state;
+#[cfg(target_arch = "powerpc64")]
 pub mod registers;
 #[cfg(target_arch = "powerpc64")]
 pub mod scenario;
@@ -29,7 +31,7 @@ pub mod vectors;
 #[cfg(target_arch = "powerpc64")]
 pub mod virtual_mode;
 
-/// Bytes of a guest's memory: what POWER8 has a size of real mode area for (LPCR[RMLS], 2.07B section 2.2).
+/// Bytes of a guest's memory: what POWER8 has a size of real mode area for (`LPCR[RMLS]`, 2.07B section 2.2).
 pub const GUEST_BYTES: u64 = 32 << 20;
 
 pub use frame::{Frame, Verdict};

@@ -94,6 +94,10 @@ pub enum Op {
     Wait(u64),
     /// Writes PIDR, as a guest may, which chooses a process table's entry for whoever translates.
     WriteProcess(u64),
+    /// Makes the call with this number from problem state, which has no right to: must trap. POWER9 and POWER10.
+    CallAsProcess(u64),
+    /// Jumps to a guest real address that must not be fetched from.
+    Jump(u64),
 }
 
 /// A record as it lies in the guest's memory: numbers of the guest's own byte order.
@@ -135,6 +139,8 @@ impl Op {
             Self::Meet { own, other, value, ticks } => (8, [own, other, value, ticks]),
             Self::Wait(ticks) => (9, [ticks, 0, 0, 0]),
             Self::WriteProcess(process) => (10, [process, 0, 0, 0]),
+            Self::Jump(at) => (11, [at, 0, 0, 0]),
+            Self::CallAsProcess(opcode) => (12, [opcode, 0, 0, 0]),
         };
         let [a, b, c, d] = first;
         Record { op, arguments: [a, b, c, d, 0, 0, 0, 0, 0], ..Record::default() }

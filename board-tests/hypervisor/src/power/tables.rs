@@ -78,8 +78,9 @@ fn address(table: *mut u64) -> u64 {
     table.expose_provenance() as u64
 }
 
-/// Maps the guest's memory from guest real 0 on, and nothing else; returns the partition table's address.
-pub(super) fn map_memory(memory: PhysAddr) -> u64 {
+/// Maps the guest's memory from guest real 0 on, and nothing else; returns the partition table's address. The guest has
+/// its process table at guest real `processes`.
+pub(super) fn map_memory(memory: PhysAddr, processes: u64) -> u64 {
     let [root, upper, ..] = radix::indices(0);
     set(table!(root), ROOT_ENTRIES, root, radix::directory(address(table!(upper))));
     set(table!(upper), ENTRIES, upper, radix::directory(address(table!(memory))));
@@ -87,8 +88,9 @@ pub(super) fn map_memory(memory: PhysAddr) -> u64 {
         let leaf = radix::leaf(memory.as_u64() + page * LARGE_PAGE, Kind::Memory);
         set(table!(memory), ENTRIES, page as usize, leaf);
     }
-    // Entry 1 is this guest's: two words an entry; without a process table, since the guest stays in real mode.
+    // Entry 1 is this guest's: two words an entry.
     set(table!(partition), ENTRIES, 2, radix::partition_entry(address(table!(root))));
+    set(table!(partition), ENTRIES, 3, radix::partition_processes(processes));
     address(table!(partition))
 }
 
@@ -203,7 +205,8 @@ mod tests {
     // One test, since there is one set of tables.
     #[test]
     fn a_guest_reaches_its_memory_and_lent_registers_and_nothing_else() {
-        let partition = map_memory(MEMORY);
+        let partition = map_memory(MEMORY, 0x30_0000);
+        assert_eq!(entry(partition, 3), radix::partition_processes(0x30_0000));
         let reached = |address| walk(partition, address).map(|(real, _)| real);
         for at in [0, 8, LARGE_PAGE - 1, LARGE_PAGE, GUEST_BYTES / 2 + 5, GUEST_BYTES - 1] {
             assert_eq!(reached(at), Some(MEMORY.as_u64() + at));

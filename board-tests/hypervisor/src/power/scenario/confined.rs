@@ -6,14 +6,17 @@ use portcullis_suite::Failure;
 
 use super::{Machine, Stage, ensure, fail, no_call};
 use crate::power::{
-    cpu,
+    cpu::{self, Processor},
     guest::Stop,
+    guest_call::done_in_real_mode,
     script::{Op, Privileged, Width, call, calls},
 };
 
 /// Interrupts that a refused access ends in: the guest's own data storage interrupt (POWER8, whose limit is the
 /// guest's), or the hypervisor's.
 const REFUSED_ACCESS: [u64; 2] = [0x300, 0xe00];
+/// Interrupts that a refused fetch ends in, in the same way.
+const REFUSED_FETCH: [u64; 2] = [0x400, 0xe20];
 /// Interrupts that a refused instruction ends in: the guest's own program interrupt, or the hypervisor's emulation
 /// assistance.
 const REFUSED_INSTRUCTION: [u64; 2] = [0x700, 0xe40];
@@ -37,16 +40,17 @@ pub(super) fn guest_is_confined<M: Machine>(stage: &Stage<'_, M>) -> Result<(), 
     let (digest, control) = (stage.machine.digest(), cpu::controls());
     accesses(stage)?;
     instructions(stage)?;
+    problem_state(stage)?;
     ensure(stage.machine.digest() == digest, "the hypervisor's image has changed")?;
     ensure(cpu::controls() == control, "the guest changed a register of the hypervisor")?;
     endless(stage)
 }
 
 fn accesses<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
-    stage.step("the guest stores to and loads from what is not its memory");
+    stage.step("the guest stores to, loads from and jumps to what is not its memory");
     let end = stage.guest.memory().bytes();
     for at in [end, end + 0x1000, IMAGE, FIRMWARE, 1 << 30, 1 << 40, 1 << 51] {
-        stage.run([Op::Store(Width::Eight, at, 1), Op::Load(Width::Eight, at)], no_call)?;
+        stage.run([Op::Store(Width::Eight, at, 1), Op::Load(Width::Eight, at), Op::Jump(at)], no_call)?;
         for index in 0..2 {
             let outcome = stage.outcome(0, index)?;
             ensure(
@@ -56,6 +60,8 @@ fn accesses<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
             ensure(outcome.extra == at, "an access was refused at another address")?;
             ensure(outcome.status == 0, "a refused load brought a value")?;
         }
+        let fetched = stage.outcome(0, 2)?.trap;
+        ensure(REFUSED_FETCH.contains(&fetched), "a jump beyond the guest's memory was not refused")?;
     }
     Ok(())
 }
@@ -84,6 +90,21 @@ const fn described(what: Privileged) -> &'static str {
         Privileged::LoadInhibited => "the guest may use lwzcix",
         Privileged::ReadHsrr1 => "the guest may read HSRR1",
     }
+}
+
+/// POWER8's guest has no tables for a problem state.
+fn problem_state<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
+    if Processor::this() != Some(Processor::Radix) {
+        return Ok(());
+    }
+    stage.step("the guest's problem state makes a hypercall");
+    let done = done_in_real_mode(0);
+    stage.run([Op::CallAsProcess(calls::EMPTY), Op::CallAsProcess(calls::EMPTY_FULL)], no_call)?;
+    for index in 0..2 {
+        let trap = stage.outcome(0, index)?.trap;
+        ensure(trap == 0x700, "a hypercall from problem state did not end in a program interrupt")?;
+    }
+    ensure(done_in_real_mode(0) == done, "a hypercall from problem state was handled")
 }
 
 fn endless<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ use super::{Machine, Stage, ensure, need, no_call};
 use crate::power::{
     registers::Lent,
     script::{Op, Width, call, calls},
+    tables::REGISTERS_AT,
 };
 
 /// edu's identification register, and what it holds there in all versions (QEMU, `docs/specs/edu`).
@@ -47,6 +48,10 @@ fn beyond<M: Machine>(stage: &Stage<'_, M>, lent: Lent, bytes: u64) -> Result<()
     let script: [Op; 2] = [lent.load(Width::Four, bytes), proxy];
     stage.run(script, no_call)?;
     let (direct, proxy) = (stage.outcome(0, 0)?, stage.outcome(0, 1)?);
+    if lent != Lent::ByProxy {
+        stage.run([Op::Jump(REGISTERS_AT)], no_call)?;
+        ensure(stage.outcome(0, 0)?.trap == 0xe20, "the guest executes a device's registers")?;
+    }
     ensure(direct.trap != 0 || lent == Lent::ByProxy, "the guest reads beyond the device's registers")?;
     ensure(proxy.status != 0, "the hypervisor reads beyond the device's registers for the guest")
 }

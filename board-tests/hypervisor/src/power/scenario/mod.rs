@@ -131,7 +131,6 @@ fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
     match ended {
         Ok(value) => Ok(value),
         Err(Stop::TimedOut) => fail("the guest did not end its script in time"),
-        Err(Stop::ProblemState) => fail("the guest called from problem state"),
         Err(Stop::NoSuchScript | Stop::Busy) => fail("the script cannot be run"),
         Err(Stop::Interrupt { .. }) => fail("an unexpected interrupt ended the guest"),
     }
