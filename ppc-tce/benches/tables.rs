@@ -17,7 +17,11 @@ use std::{
 };
 
 use criterion::Criterion;
-use ground::{GIB, Ground, PAGE, PAGES, full_table, index, scattered};
+use ground::{
+    GIB, Ground, PAGE, PAGES, full_table,
+    hcalls::{Caller, LIST},
+    index, scattered,
+};
 use portcullis_hal::{Access, PhysAddr};
 use portcullis_ppc_tce::Tce;
 
@@ -130,6 +134,27 @@ fn entries(criterion: &mut Criterion, rows: &Rows) {
     }
 }
 
+/// Hypercalls of a guest in real mode, with all accounting; lists follow each other in memory, or do not.
+fn hypercalls(criterion: &mut Criterion, rows: &Rows) {
+    let mut caller = Caller::full();
+    for (name, order) in ["hcall put sequential", "hcall put scattered"].into_iter().zip(ORDERS) {
+        rows.row(criterion, name, PAGES, || sweep(order, |page| caller.put(black_box(page), page)));
+    }
+    let batches = || (0..PAGES).step_by(LIST as usize);
+    let lists: [(_, fn(u64) -> u64); 2] =
+        [("hcall indirect sequential", |entry| entry), ("hcall indirect scattered", |entry| entry ^ 1)];
+    for (name, page) in lists {
+        caller.write_list(page);
+        rows.row(criterion, name, PAGES, || {
+            timed(|| batches().for_each(|entry| caller.indirect(black_box(entry))))
+        });
+    }
+    rows.row(criterion, "hcall stuff sequential", PAGES, || {
+        batches().for_each(|entry| caller.indirect(entry));
+        timed(|| batches().for_each(|entry| caller.stuff(black_box(entry))))
+    });
+}
+
 fn pages(criterion: &mut Criterion, rows: &Rows) {
     let ground = Ground::new();
     let names = [
@@ -200,6 +225,7 @@ fn main() {
     let rows = Rows::default();
     limits(&mut criterion, &rows);
     entries(&mut criterion, &rows);
+    hypercalls(&mut criterion, &rows);
     pages(&mut criterion, &rows);
     ranges(&mut criterion, &rows);
     two_cpus(&mut criterion, &rows);

@@ -11,6 +11,7 @@
     reason = "a model that is used wrongly shall stop the test"
 )]
 
+pub mod checked;
 pub mod dma;
 pub mod obedient;
 

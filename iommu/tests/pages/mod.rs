@@ -14,8 +14,8 @@ use portcullis_hal::{
     Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, TimedOut,
 };
 use portcullis_iommu::{
-    Aperture, Coherency, ContextHandle, Debts, Driver, Error, Fault, Iommu, Outcome, PageSizes, Permit,
-    Removals, Run, Target, VmId, driver::TablesChanged,
+    Aperture, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Fault, Iommu, Outcome, PageSizes,
+    Permit, Removals, Run, Target, VmId, driver::TablesChanged,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -192,6 +192,47 @@ impl Driver for Pages {
 
     fn take_fault(&self) -> Option<Fault> {
         None
+    }
+}
+
+impl EntryDriver for Pages {
+    fn tables_exist(&self, _: &Tables, _: Iova, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn provide(&self, _: &Permit, _: &Tables, _: Iova, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Entries of 4 KiB.
+    fn exchange<R: Removals>(
+        &self,
+        _: &Permit,
+        tables: &Tables,
+        iova: Iova,
+        bytes: u64,
+        new: Option<(DmaExtent, Access)>,
+        removals: &mut R,
+    ) -> Result<(), Error> {
+        let mut entries = tables.lock();
+        for at in (0..bytes).step_by(PAGE as usize) {
+            let old = match new {
+                Some((to, _)) => entries.insert(iova.as_u64() + at, (to.start().as_u64() + at, PAGE)),
+                None => entries.remove(&(iova.as_u64() + at)),
+            };
+            if let Some((phys, bytes)) = old {
+                removals.removed(PhysAddr::new(phys), bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn reaches(&self, _: &Tables, _: PhysAddr) -> bool {
+        true
+    }
+
+    fn kill(&self, _: &Permit, _: &Tables) -> Outcome {
+        self.outcome()
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Its accesses are relaxed: what one CPU must see of another, the policy has to order.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::time::Duration;
 
 use loom::{
@@ -190,6 +192,10 @@ impl EntryDriver for Small {
         Ok(())
     }
 
+    fn reaches(&self, _: &Tables, _: PhysAddr) -> bool {
+        true
+    }
+
     fn kill(&self, _: &Permit, _: &Tables) -> Outcome {
         self.flushed.fetch_add(1, Relaxed);
         Outcome::Done
@@ -208,11 +214,17 @@ impl Clock for Stopped {
 
 /// A machine with one group of one device, granted to both VMs.
 pub(crate) fn machine() -> (Arc<Policy>, GroupId) {
-    let iommu = Policy::new(Small::running());
+    let (iommu, group) = machine_of();
+    (Arc::new(iommu), group)
+}
+
+/// The same with seats for so many CPUs.
+pub(crate) fn machine_of<const CPUS: usize>() -> (Iommu<Small, 1, 2, CPUS>, GroupId) {
+    let iommu = Iommu::new(Small::running());
     let group = iommu.add_group(&[device()]).expect("a group");
     iommu.grant(VM, group).expect("a grant");
     iommu.grant(OTHER, group).expect("a grant");
-    (Arc::new(iommu), group)
+    (iommu, group)
 }
 
 /// As [`machine`], with the group attached to a context of `coherency` of the first VM. The claim is never
@@ -226,7 +238,7 @@ pub(crate) fn attached(coherency: Coherency) -> (Arc<Policy>, GroupId, ContextHa
     (iommu, group, context)
 }
 
-pub(crate) fn attach(claim: &mut Claim<'_, Small, 1, 2>, context: ContextHandle) {
+pub(crate) fn attach<const CPUS: usize>(claim: &mut Claim<'_, Small, 1, 2, CPUS>, context: ContextHandle) {
     let limit = Duration::from_millis(1);
     let quiet = claim.quiesce(&ObedientFunctions, &Stopped, Method::BusMasterOff, limit);
     claim.attach(context, quiet.expect("a proof")).expect("an attach");

@@ -221,7 +221,7 @@ where
 fn replay_entry<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
     session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
     hint: &mut u32,
-    connected: &mut Connected<'_, D>,
+    connected: &mut Connected<'_, D, 1>,
     span: Span,
     entry: Entry<'_>,
     owed: &mut portcullis_iommu::Owed<'_, CPUS>,

@@ -1,6 +1,5 @@
 //! The hardware tables behind a window.
 
-use heapless::Vec;
 use portcullis_hal::{Access, Iova};
 use portcullis_iommu::{EntryDriver, Error, Inside, Owed, RegionPart, Session};
 
@@ -10,9 +9,10 @@ use super::{
     spec::Status,
 };
 
-/// The hardware tables that one call, or step of a call, keeps in step.
-pub(super) struct Connected<'s, D: EntryDriver> {
-    tables: Vec<Inside<'s, D>, PLACES>,
+/// The hardware tables that one call, or step of a call, keeps in step: at most `MOST`, so that the usual one needs no
+/// loops.
+pub(super) struct Connected<'s, D: EntryDriver, const MOST: usize = PLACES> {
+    tables: [Option<Inside<'s, D>>; MOST],
     /// Whether an entry was changed since the last kill.
     changed: bool,
 }
@@ -24,19 +24,23 @@ pub(super) struct Span {
     pub(super) bytes: u64,
 }
 
-impl<'s, D: EntryDriver> Connected<'s, D> {
+impl<'s, D: EntryDriver> Connected<'s, D, 1> {
+    /// One table alone.
+    pub(super) const fn one(inside: Inside<'s, D>) -> Self {
+        Self { tables: [Some(inside)], changed: false }
+    }
+}
+
+impl<'s, D: EntryDriver, const MOST: usize> Connected<'s, D, MOST> {
     /// No table yet.
     #[inline(always)]
     pub(super) const fn none() -> Self {
-        Self { tables: Vec::new(), changed: false }
+        Self { tables: [const { None }; MOST], changed: false }
     }
 
-    /// One table alone.
-    pub(super) fn one(inside: Inside<'s, D>) -> Self {
-        let mut one = Self::none();
-        // There is room for more than one.
-        let _ = one.tables.push(inside);
-        one
+    #[inline(always)]
+    fn tables(&self) -> impl Iterator<Item = &Inside<'s, D>> {
+        self.tables.iter().flatten()
     }
 
     /// Adds the tables in the places that are in use. One that ended is left out: its entries were counted out then.
@@ -45,13 +49,11 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         &mut self,
         session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         slot: &Slot,
-        used: usize,
     ) -> Result<(), Stop> {
-        for place in slot.places().iter().take(used) {
+        for (place, table) in slot.places().iter().zip(&mut self.tables) {
             let Some(handle) = place.handle() else { continue };
             match session.context(handle) {
-                // There is room for one of each place.
-                Ok(inside) => drop(self.tables.push(inside)),
+                Ok(inside) => *table = Some(inside),
                 Err(Error::Stale { .. }) => {}
                 // It is just being ended.
                 Err(_) => return Err(Stop::Lacking(Why::Contended)),
@@ -67,7 +69,7 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         part: &RegionPart<'_>,
     ) -> Result<(), Stop> {
-        for inside in &self.tables {
+        for inside in self.tables() {
             let sizes = session.aperture(inside).page_sizes.bits();
             if !part.fits_pages_of(sizes & sizes.wrapping_neg()) {
                 return Err(Stop::Lacking(Why::Unregistered));
@@ -86,7 +88,7 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         span: Span,
     ) -> Result<(), Stop> {
-        for inside in &self.tables {
+        for inside in self.tables() {
             let checked = session.check_tables(inside, Iova::new(span.ioba), span.bytes);
             if let Err(error) = checked {
                 missing::<N, D, GROUPS, CONTEXTS, CPUS>(session, inside, span, error)?;
@@ -106,8 +108,8 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         new: Option<(&RegionPart<'_>, Access)>,
         owed: &mut Owed<'_, CPUS>,
     ) -> Result<(), Stop> {
-        for inside in &self.tables {
-            self.changed = true;
+        self.changed = true;
+        for inside in self.tables() {
             session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed).map_err(refused)?;
         }
         Ok(())
@@ -122,8 +124,8 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         span: Span,
         owed: &mut Owed<'_, CPUS>,
     ) {
-        for inside in &self.tables {
-            self.changed = true;
+        self.changed = true;
+        for inside in self.tables() {
             let _ = session.exchange(inside, Iova::new(span.ioba), span.bytes, None, owed);
         }
     }
@@ -140,7 +142,7 @@ impl<'s, D: EntryDriver> Connected<'s, D> {
         }
         self.changed = false;
         let mut killed = Ok(());
-        for inside in &self.tables {
+        for inside in self.tables() {
             killed = killed.and(session.kill(inside));
         }
         killed?;

@@ -50,7 +50,7 @@ where
         vcpu: &mut Vcpu,
         [liobn, ioba, list, count]: [u64; 4],
     ) -> Result<(), Stop> {
-        let (slot, used) = self.find(vcpu, liobn)?;
+        let (slot, _) = self.find(vcpu, liobn)?;
         let table = slot.table();
         if count > LIST_ENTRIES as u64 || list & (LIST_BYTES - 1) != 0 {
             return Err(Stop::PARAMETER);
@@ -65,7 +65,7 @@ where
         let batch = Batch { table, first, tces };
         judge(batch)?;
         let mut connected = Connected::none();
-        connected.find(session, slot, used)?;
+        connected.find(session, slot)?;
         self.reserve::<N>(session, hint, &connected, batch)?;
         let any_live = self.take_all::<N>(batch)?;
         let mut owed = session.owed();

@@ -7,6 +7,7 @@ use super::{
     Hypercalls, Vcpu,
     connected::{Connected, Span, unconfirmed},
     reply::{Mode, Stop, Why},
+    slot::{PLACES, Slot},
     spec::GuestTce,
     view::{Entry, View, Word},
 };
@@ -27,6 +28,21 @@ where
         [liobn, ioba, tce, _]: [u64; 4],
     ) -> Result<(), Stop> {
         let (slot, used) = self.find(vcpu, liobn)?;
+        match used {
+            0 | 1 => self.put_behind::<N, 1>(session, vcpu, slot, [ioba, tce]),
+            _ => self.put_behind::<N, PLACES>(session, vcpu, slot, [ioba, tce]),
+        }
+    }
+
+    /// The call on a window with at most `MOST` places in use.
+    #[inline(always)]
+    fn put_behind<N: Mode, const MOST: usize>(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        vcpu: &mut Vcpu,
+        slot: &Slot,
+        [ioba, tce]: [u64; 2],
+    ) -> Result<(), Stop> {
         let table = slot.table();
         let index = table.window.index(ioba, 1).ok_or(Stop::PARAMETER)?;
         let tce = GuestTce::new(tce);
@@ -38,8 +54,8 @@ where
             true => Some(memory(session, &mut vcpu.region_hint, tce.address(), span.bytes)?),
             false => None,
         };
-        let mut connected = Connected::none();
-        connected.find(session, slot, used)?;
+        let mut connected = Connected::<D, MOST>::none();
+        connected.find(session, slot)?;
         if let Some(page) = &page {
             connected.admits(session, page)?;
             connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;

@@ -47,7 +47,7 @@ where
         vcpu: &mut Vcpu,
         [liobn, ioba, value, count]: [u64; 4],
     ) -> Result<(), Stop> {
-        let (slot, used) = self.find(vcpu, liobn)?;
+        let (slot, _) = self.find(vcpu, liobn)?;
         let table = slot.table();
         if GuestTce::new(value).maps() || count > table.stuff_cap {
             return Err(Stop::PARAMETER);
@@ -58,7 +58,7 @@ where
         let range = Range { table, first, count, form: value };
         let stepped = self.provide_range::<N>(range, &mut progress).and_then(|()| {
             let mut connected = Connected::none();
-            connected.find(session, slot, used)?;
+            connected.find(session, slot)?;
             self.clear_step::<N>(session, &mut connected, range, &mut progress)
         });
         match stepped {
