@@ -8,7 +8,7 @@ pub use tally::Tally;
 
 use self::pick::{Picker, changes};
 use super::{
-    call::{Answer, BUSY, Call, HARDWARE, NOT_ENOUGH_RESOURCES, SUCCESS},
+    call::{Answer, BUSY, Call, HARDWARE, NOT_ENOUGH_RESOURCES, STUFF_TCE, SUCCESS},
     oracle::Oracle,
     port::{Control, Deed, GuestPort, Moment, Offers},
 };
@@ -90,19 +90,33 @@ impl<P: GuestPort> Run<'_, P> {
 
     fn step(&mut self, number: u64, plan: Plan) -> Result<(), Failure> {
         if number.is_multiple_of(plan.anew_every) {
-            self.port.reset()?;
-            *self.oracle = Oracle::new(self.port.layout());
+            self.begin_anew()?;
         }
         let (offers, call) = (self.port.offers(), self.picker.call(self.port));
         match self.picker.numbers.below(64) {
             0 => self.change_registration()?,
             1..=2 if offers.contains(Offers::STARVE) => self.starved(call)?,
-            3..=6 if offers.contains(Offers::TAKEN) => self.overlapped(call)?,
+            // H_STUFF_TCE takes its entries a few at a time: what meets it may come before or after.
+            3..=6 if offers.contains(Offers::TAKEN) && call.opcode != STUFF_TCE => self.overlapped(call)?,
             _ => self.alone(call, Hindered::Not)?,
         }
         self.look_at(call)?;
         ensure(self.port.counted() == self.oracle.counted(), "other units are counted than are mapped")?;
         if number.is_multiple_of(plan.check_every) { self.port.check() } else { Ok(()) }
+    }
+
+    /// A fresh guest; the second device stands behind the window of large pages, through small or large ones.
+    fn begin_anew(&mut self) -> Result<(), Failure> {
+        self.port.reset()?;
+        *self.oracle = Oracle::new(self.port.layout());
+        if self.port.offers().contains(Offers::SECOND_DEVICE) {
+            let liobn = self.port.layout().coarse().liobn;
+            let page_shift = if self.picker.numbers.percent(50) { 12 } else { 16 };
+            let connect = Control::Connect { device: 1, liobn, page_shift };
+            ensure(self.port.control(connect), "the second device was not connected")?;
+            self.oracle.connect(liobn, page_shift);
+        }
+        Ok(())
     }
 
     /// What the oracle says of a call.

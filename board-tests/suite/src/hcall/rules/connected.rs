@@ -1,4 +1,4 @@
-//! D50 to D53: hardware tables behind a window.
+//! D14, D50 to D52, D62: hardware tables behind a window.
 
 use crate::{
     Failure,

@@ -1,4 +1,4 @@
-//! D20 to D25: H_PUT_TCE_INDIRECT.
+//! D20 to D23: H_PUT_TCE_INDIRECT.
 
 use crate::{
     Failure,

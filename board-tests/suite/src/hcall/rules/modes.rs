@@ -1,4 +1,4 @@
-//! D60: what real mode hands over.
+//! D40: what real mode hands over.
 
 use crate::{
     Failure,

@@ -1,4 +1,4 @@
-//! D40 to D43: what else a call may come to.
+//! D24, D41, D42, D44: what else a call may come to.
 
 use crate::{
     Failure,

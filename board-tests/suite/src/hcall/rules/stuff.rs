@@ -1,4 +1,4 @@
-//! D30 to D33: H_STUFF_TCE.
+//! D30 to D32: H_STUFF_TCE.
 
 use crate::{
     Failure,

@@ -1,4 +1,4 @@
-//! D02 to D05: what a call names.
+//! D02 to D04: what a call names.
 
 use crate::{
     Failure,

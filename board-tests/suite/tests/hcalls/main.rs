@@ -1,0 +1,178 @@
+//! Contract D on the host: each rule on each port, and each rule on a hypervisor that breaks it.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "tests document themselves by their names; this is no library"
+)]
+
+mod host;
+#[path = "../../../../ppc-tce/tests/machine/mod.rs"]
+mod machine;
+mod model;
+
+use host::HostPort;
+use libtest_mimic::{Arguments, Failed, Trial};
+use model::{BREAKAGES, Breakage, Model};
+use portcullis_fake::phb::PhbKind;
+use portcullis_suite::hcall::{
+    GuestPort, Layout, Oracle, RULES, Rule,
+    hostile::{Mismatch, Plan, Tally, run_hostile},
+    run_rule,
+};
+
+/// Where windows begin: where nothing is below them, and where something is.
+const LAYOUTS: [(&str, Layout); 2] = [
+    ("low", Layout { window: 0, memory: 0x100_0000 }),
+    ("high", Layout { window: 1 << 59, memory: 0x100_0000 }),
+];
+
+fn main() {
+    let mut trials = vec![
+        Trial::test("every_rule_fails_on_some_broken_model", || every_rule_can_fail()),
+        Trial::test("a_broken_model_does_not_survive_hostile_calls", || hostile_calls_find_defects()),
+    ];
+    for (name, layout) in LAYOUTS {
+        for rule in RULES {
+            trials.push(Trial::test(format!("model-{name}::{}", rule.name), move || {
+                show(&mut Model::new(layout, None), rule)
+            }));
+        }
+        trials.push(Trial::test(format!("model-{name}::hostile_calls"), move || {
+            hostile(&mut Model::new(layout, None), 20_000, 64).map(|_| ())
+        }));
+    }
+    trials.extend(ports().into_iter().flat_map(|port| port.trials()));
+    for &(breakage, red) in BREAKAGES {
+        trials.push(Trial::test(format!("broken::{breakage:?}"), move || turns_red(breakage, red)));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A hypervisor over the model of a host bridge.
+#[derive(Clone)]
+struct Port {
+    name: String,
+    kind: PhbKind,
+    layout: Layout,
+    real_mode: bool,
+}
+
+/// Each bridge, with windows in both places, with real mode and without.
+fn ports() -> Vec<Port> {
+    let kinds = [("phb3", PhbKind::Phb3), ("phb4", PhbKind::Phb4), ("phb5", PhbKind::Phb5)];
+    let mut ports = Vec::new();
+    for (bridge, kind) in kinds {
+        for (place, layout) in LAYOUTS {
+            for (mode, real_mode) in [("real", true), ("virtual", false)] {
+                ports.push(Port { name: format!("{bridge}-{place}-{mode}"), kind, layout, real_mode });
+            }
+        }
+    }
+    ports
+}
+
+impl Port {
+    fn make(&self) -> HostPort {
+        HostPort::new(self.kind, self.layout, self.real_mode)
+    }
+
+    /// All rules that the port can show, and hostile calls.
+    fn trials(self) -> Vec<Trial> {
+        let offers = self.make().offers();
+        let mut trials = Vec::new();
+        for rule in RULES.iter().filter(|rule| offers.contains(rule.needs)) {
+            let port = self.clone();
+            let name = format!("{}::{}", self.name, rule.name);
+            trials.push(Trial::test(name, move || show(&mut port.make(), rule)));
+        }
+        trials.push(Trial::test(format!("{}::hostile_calls", self.name), move || {
+            hostile(&mut self.make(), 20_000, 64).map(|_| ())
+        }));
+        trials
+    }
+}
+
+/// A port keeps a rule.
+fn show(port: &mut impl GuestPort, rule: &Rule) -> Result<(), Failed> {
+    if !port.offers().contains(rule.needs) {
+        return Err("the port does not offer what the rule needs".into());
+    }
+    run_rule(port, rule).map_err(|failure| format!("{failure:?}").into())
+}
+
+fn rule(name: &str) -> &'static Rule {
+    RULES.iter().find(|rule| rule.name == name).unwrap_or_else(|| panic!("no rule is called {name}"))
+}
+
+/// The rules that are meant to notice a defect do, in both layouts.
+fn turns_red(breakage: Breakage, red: &[&str]) -> Result<(), Failed> {
+    for (place, layout) in LAYOUTS {
+        for name in red {
+            if run_rule(&mut Model::new(layout, Some(breakage)), rule(name)).is_ok() {
+                return Err(format!("{name} does not notice {breakage:?} ({place})").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn every_rule_can_fail() -> Result<(), Failed> {
+    let noticed = |rule: &&Rule| BREAKAGES.iter().any(|(_, red)| red.contains(&rule.name));
+    let blind: Vec<_> = RULES.iter().filter(|rule| !noticed(rule)).map(|rule| rule.name).collect();
+    if blind.is_empty() { Ok(()) } else { Err(format!("no defect is known that turns {blind:?} red").into()) }
+}
+
+/// Hostile calls, of which every status came and enough committed.
+fn hostile(port: &mut impl GuestPort, calls: u64, check_every: u64) -> Result<Tally, Failed> {
+    let mut oracle = Oracle::new(port.layout());
+    let plan = Plan { seed: 0x5eed, calls, anew_every: 500, check_every };
+    let tally = run_hostile(port, &mut oracle, plan)
+        .map_err(|mismatch: Mismatch| Failed::from(format!("{mismatch:x?}")))?;
+    println!("{tally:?}, {} % committed", tally.percent_committed());
+    if !tally.reached_all(port.offers()) || tally.percent_committed() < 30 {
+        return Err(format!("{tally:?}").into());
+    }
+    Ok(tally)
+}
+
+/// Defects that a sequence of calls can show at all.
+fn hostile_calls_find_defects() -> Result<(), Failed> {
+    use Breakage as B;
+    let found = [
+        B::IobaRounded,
+        B::IobaWrapsIntoWindow,
+        B::CountUnchecked,
+        B::CountInWrappingBytes,
+        B::LiobnOf32Bits,
+        B::ForeignLiobnServed,
+        B::OpcodeOf32Bits,
+        B::AddressRounded,
+        B::Unregistered,
+        B::HalfRegistered,
+        B::NoPermissionCounted,
+        B::NoPermissionNeedsMemory,
+        B::AddressBitsLost,
+        B::RegionPagesIgnored,
+        B::ListCutTo512,
+        B::ListAddressRounded,
+        B::ListAnywhere,
+        B::CountZeroRefused,
+        B::UntilTheBadEntry,
+        B::BadEntryForgiven,
+        B::LastEntryForgotten,
+        B::ValueStripped,
+        B::ValueLost,
+        B::OneEntryTooMany,
+        B::CapIgnored,
+        B::CapEverywhere,
+        B::HalfDoneWithoutPages,
+        B::TriesAgainWithoutPages,
+        B::UnregistersMapped,
+        B::LastWriterWins,
+        B::ContendedAsParameter,
+        B::KillTakenForDone,
+    ];
+    let survives = |breakage: &B| hostile(&mut Model::new(LAYOUTS[0].1, Some(*breakage)), 20_000, 64).is_ok();
+    let survivors: Vec<_> = found.into_iter().filter(survives).collect();
+    if survivors.is_empty() { Ok(()) } else { Err(format!("{survivors:?} went unnoticed").into()) }
+}
