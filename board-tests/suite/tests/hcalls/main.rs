@@ -16,7 +16,7 @@ use model::{BREAKAGES, Breakage, Model};
 use portcullis_fake::phb::PhbKind;
 use portcullis_suite::hcall::{
     GuestPort, Layout, Oracle, RULES, Rule,
-    hostile::{Mismatch, Plan, Tally, run_hostile},
+    hostile::{Mismatch, Plan, run_hostile},
     run_rule,
 };
 
@@ -25,6 +25,11 @@ const LAYOUTS: [(&str, Layout); 2] = [
     ("low", Layout { window: 0, memory: 0x100_0000 }),
     ("high", Layout { window: 1 << 59, memory: 0x100_0000 }),
 ];
+
+/// As many hostile calls as a board makes.
+const SHORT: Plan = Plan { seed: 0x5eed, calls: 10_000, anew_every: 500, check_every: 64 };
+/// As many as are made once.
+const LONG: Plan = Plan { seed: 0xfeed, calls: 1_000_000, anew_every: 2000, check_every: 250 };
 
 fn main() {
     let mut trials = vec![
@@ -38,9 +43,11 @@ fn main() {
             }));
         }
         trials.push(Trial::test(format!("model-{name}::hostile_calls"), move || {
-            hostile(&mut Model::new(layout, None), 20_000, 64).map(|_| ())
+            hostile(&mut Model::new(layout, None), SHORT)
         }));
     }
+    let port = ports().into_iter().find(|port| port.name == "phb4-high-real").expect("that port");
+    trials.push(Trial::test("a_million_hostile_calls", move || hostile(&mut port.make(), LONG)));
     trials.extend(ports().into_iter().flat_map(|port| port.trials()));
     for &(breakage, red) in BREAKAGES {
         trials.push(Trial::test(format!("broken::{breakage:?}"), move || turns_red(breakage, red)));
@@ -86,7 +93,7 @@ impl Port {
             trials.push(Trial::test(name, move || show(&mut port.make(), rule)));
         }
         trials.push(Trial::test(format!("{}::hostile_calls", self.name), move || {
-            hostile(&mut self.make(), 20_000, 64).map(|_| ())
+            hostile(&mut self.make(), SHORT)
         }));
         trials
     }
@@ -123,16 +130,15 @@ fn every_rule_can_fail() -> Result<(), Failed> {
 }
 
 /// Hostile calls, of which every status came and enough committed.
-fn hostile(port: &mut impl GuestPort, calls: u64, check_every: u64) -> Result<Tally, Failed> {
+fn hostile(port: &mut impl GuestPort, plan: Plan) -> Result<(), Failed> {
     let mut oracle = Oracle::new(port.layout());
-    let plan = Plan { seed: 0x5eed, calls, anew_every: 500, check_every };
     let tally = run_hostile(port, &mut oracle, plan)
         .map_err(|mismatch: Mismatch| Failed::from(format!("{mismatch:x?}")))?;
     println!("{tally:?}, {} % committed", tally.percent_committed());
     if !tally.reached_all(port.offers()) || tally.percent_committed() < 30 {
         return Err(format!("{tally:?}").into());
     }
-    Ok(tally)
+    Ok(())
 }
 
 /// Defects that a sequence of calls can show at all.
@@ -172,7 +178,7 @@ fn hostile_calls_find_defects() -> Result<(), Failed> {
         B::ContendedAsParameter,
         B::KillTakenForDone,
     ];
-    let survives = |breakage: &B| hostile(&mut Model::new(LAYOUTS[0].1, Some(*breakage)), 20_000, 64).is_ok();
+    let survives = |breakage: &B| hostile(&mut Model::new(LAYOUTS[0].1, Some(*breakage)), SHORT).is_ok();
     let survivors: Vec<_> = found.into_iter().filter(survives).collect();
     if survivors.is_empty() { Ok(()) } else { Err(format!("{survivors:?} went unnoticed").into()) }
 }

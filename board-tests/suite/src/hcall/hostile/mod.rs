@@ -93,7 +93,9 @@ impl<P: GuestPort> Run<'_, P> {
             self.begin_anew()?;
         }
         let (offers, call) = (self.port.offers(), self.picker.call(self.port));
-        match self.picker.numbers.below(64) {
+        // A fresh guest lacks tables: then calls need pages most.
+        let young = number % plan.anew_every < 16;
+        match self.picker.numbers.below(if young { 4 } else { 64 }) {
             0 => self.change_registration()?,
             1..=2 if offers.contains(Offers::STARVE) => self.starved(call)?,
             // H_STUFF_TCE takes its entries a few at a time: what meets it may come before or after.

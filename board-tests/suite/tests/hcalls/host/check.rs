@@ -89,11 +89,11 @@ impl HostPort {
             ensure(!read || own == found, "a device reads another page than the guest wrote")?;
         }
         if !read {
-            self.thaw();
+            self.thaw(number);
         }
         let written = self.made.phb.dma_write(requester, ioba + OWN, &own).is_ok();
         if !written {
-            self.thaw();
+            self.thaw(number);
         }
         ensure(written == may(Access::WRITE), "a device's writes are not what the guest permits")
     }

@@ -7,7 +7,7 @@ mod machine;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use portcullis_fake::phb::{Hang, PhbKind};
+use portcullis_fake::phb::{Hang, Opal, PhbKind};
 use portcullis_hal::PageRun;
 use portcullis_iommu::RegionHandle;
 use portcullis_ppc_tce::hcall::{Liobn, Patience, Reply, Why};
@@ -32,6 +32,7 @@ pub struct HostPort {
     /// Whether calls are tried in real mode first.
     real_mode: bool,
     made: Made,
+    opal: Opal,
     first: Cpu,
     contender: Shared,
     devices: [Device; 2],
@@ -63,6 +64,7 @@ impl HostPort {
             answer: None,
             finished: Finished::default(),
             spoilt: false,
+            opal: made.phb.opal(),
             made,
         };
         port.begin();
@@ -114,10 +116,10 @@ impl HostPort {
         self.made.iommu.driver().is_quarantined()
     }
 
-    fn thaw(&self) {
-        for pe in 0..4 {
-            let _ = self.made.phb.opal().freeze_clear(pe);
-        }
+    /// Lets a device go on after a transfer that was blocked.
+    fn thaw(&self, device: usize) {
+        let first = u16::from(self.kind == PhbKind::Phb3);
+        assert_eq!(self.opal.freeze_clear(first + device as u16), 0, "firmware knows the PE");
     }
 
     /// The host's address of registered memory.
@@ -273,7 +275,7 @@ impl GuestPort for HostPort {
         let copied = self.made.phb.dma_read(REQUESTERS[device], from, &mut word);
         let copied = copied.and_then(|()| self.made.phb.dma_write(REQUESTERS[device], to, &word));
         if copied.is_err() {
-            self.thaw();
+            self.thaw(device);
         }
         Ok(())
     }
