@@ -10,6 +10,7 @@ pub mod hostile;
 pub mod oracle;
 pub mod port;
 mod rules;
+pub mod stand;
 
 pub use call::{Answer, Call};
 pub use oracle::Oracle;
