@@ -17,5 +17,8 @@ catalogue! {
     guest_is_confined shows ["V04", "V05"] needs Requires::GUEST;
     two_vcpus_overlap shows ["V06"] needs Requires::GUEST;
     guest_drives_a_device shows ["V07"] needs Requires::GUEST;
+    hcall_rules shows ["D02", "D03", "D10"] needs Requires::GUEST;
+    hcall_rules_in_virtual_mode shows ["D02"] needs Requires::GUEST;
+    hcall_hostile_guest shows ["D70"] needs Requires::GUEST;
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
 }

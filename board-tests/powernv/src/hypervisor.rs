@@ -3,10 +3,10 @@
 use core::ptr::NonNull;
 
 use portcullis_hal::PhysAddr;
-use portcullis_hypervisor::power::{cpu, memory::GuestMemory, scenario::Machine};
-use portcullis_suite::Event;
+use portcullis_hypervisor::power::{cpu, guest::Guest, memory::GuestMemory, scenario::Machine};
+use portcullis_suite::{Event, Failure};
 
-use crate::{console, image, opal, pci::Function, tree::Tree};
+use crate::{board::PowerNv, console, hypercalls, image, opal, pci::Function, tree::Tree};
 
 unsafe extern "C" {
     /// First byte of the guest's memory, from the link script.
@@ -14,19 +14,20 @@ unsafe extern "C" {
 }
 
 /// The machine with its other CPUs.
-pub(crate) struct Guests<'t> {
+pub(crate) struct Guests<'t, 'b> {
     tree: &'t Tree,
+    board: &'t PowerNv<'b>,
     /// The first edu.
     device: Option<&'t Function>,
 }
 
-impl<'t> Guests<'t> {
-    pub(crate) const fn new(tree: &'t Tree, device: Option<&'t Function>) -> Self {
-        Self { tree, device }
+impl<'t, 'b> Guests<'t, 'b> {
+    pub(crate) const fn new(tree: &'t Tree, board: &'t PowerNv<'b>, device: Option<&'t Function>) -> Self {
+        Self { tree, board, device }
     }
 }
 
-impl Machine for Guests<'_> {
+impl Machine for Guests<'_, '_> {
     fn emit(&self, event: &Event<'_>) {
         console::emit(event);
     }
@@ -52,5 +53,9 @@ impl Machine for Guests<'_> {
 
     fn digest(&self) -> u64 {
         image::digest()
+    }
+
+    fn act(&self, guest: Guest, name: &str) -> Option<Result<(), Failure>> {
+        hypercalls::act(self.board, guest, name)
     }
 }

@@ -3,27 +3,33 @@
 use core::{
     cell::UnsafeCell,
     ptr,
-    sync::atomic::{AtomicPtr, AtomicU64, Ordering},
+    sync::atomic::{AtomicPtr, Ordering},
 };
 
 use portcullis_hal::{DonatedPages, arch::powerpc64::RealMemory};
 use portcullis_hypervisor::power::{Frame, Verdict};
 use portcullis_iommu::{Error, Iommu, Seat, VmId};
-use portcullis_ppc_tce::hcall::{Hypercalls, Mode, RealMode, Reply, Vcpu, VirtualMode, spec::TOO_HARD};
+use portcullis_ppc_tce::hcall::{Hypercalls, Mode, RealMode, Reply, TOO_HARD, Vcpu, VirtualMode, Why};
 
 use crate::board::Driver;
 
 /// CPUs that run guests.
 pub(crate) const CPUS: usize = 2;
 /// Seats that an `Iommu` has.
-const SEATS: usize = portcullis_iommu::session::CPUS;
+pub(crate) const SEATS: usize = portcullis_iommu::session::CPUS;
+/// Windows of all VMs.
+pub(crate) const WINDOWS: usize = 8;
 /// The seat of the control plane.
 pub(crate) const CONTROL_SEAT: usize = CPUS;
 /// Steps of one call, which never are that many: a window of the tests has far fewer entries.
 const STEPS: u32 = 1 << 16;
 
+/// Where views live.
+pub(crate) type Views = DonatedPages<'static>;
+/// How guests' memory is read.
+pub(crate) type Memory = RealMemory;
 /// The hypercalls of this image's guests.
-pub(crate) type Calls<'b> = Hypercalls<'b, Driver<'b>, DonatedPages<'static>, RealMemory, 32, 32, SEATS>;
+pub(crate) type Calls<'b> = Hypercalls<'b, Driver, Views, Memory, 32, 32, SEATS, WINDOWS>;
 
 /// Hypercalls, and what each CPU needs to handle them.
 pub(crate) struct Server<'b> {
@@ -32,10 +38,7 @@ pub(crate) struct Server<'b> {
 }
 
 /// One CPU's part.
-struct Turn<'b> {
-    at_work: UnsafeCell<(Seat<'b, Driver<'b>>, Vcpu)>,
-    handed_over: AtomicU64,
-}
+struct Turn<'b>(UnsafeCell<(Seat<'b, Driver>, Vcpu)>);
 
 // SAFETY: a turn is used by its own CPU while its guest waits for a hypercall, and by nobody else.
 unsafe impl Sync for Server<'_> {}
@@ -48,11 +51,9 @@ impl<'b> Server<'b> {
     ///
     /// # Errors
     /// Seats are taken.
-    pub(crate) fn new(calls: Calls<'b>, iommu: &'b Iommu<Driver<'b>>, vm: VmId) -> Result<Self, Error> {
-        let turn = |cpu| -> Result<Turn<'b>, Error> {
-            let at_work = UnsafeCell::new((iommu.seat(cpu)?, Vcpu::new(vm)));
-            Ok(Turn { at_work, handed_over: AtomicU64::new(0) })
-        };
+    pub(crate) fn new(calls: Calls<'b>, iommu: &'b Iommu<Driver>, vm: VmId) -> Result<Self, Error> {
+        let turn =
+            |cpu| -> Result<Turn<'b>, Error> { Ok(Turn(UnsafeCell::new((iommu.seat(cpu)?, Vcpu::new(vm))))) };
         Ok(Self { calls, turns: [turn(0)?, turn(1)?] })
     }
 
@@ -64,19 +65,29 @@ impl<'b> Server<'b> {
         result
     }
 
-    /// Calls of the guest on `cpu` that real mode handed over.
-    pub(crate) fn handed_over(&self, cpu: usize) -> u64 {
-        self.turns.get(cpu).map_or(0, |turn| turn.handed_over.load(Ordering::Relaxed))
-    }
-
     /// Handles a call for vCPU `cpu`, whose guest waits for it.
     ///
     /// # Safety
     /// Nobody else handles a call of this vCPU meanwhile.
     pub(crate) unsafe fn call<N: Mode>(&self, cpu: usize, number: u64, arguments: [u64; 4]) -> Option<Reply> {
         // SAFETY: promised by the caller.
-        let (seat, vcpu) = unsafe { &mut *self.turns.get(cpu)?.at_work.get() };
+        let (seat, vcpu) = unsafe { &mut *self.turns.get(cpu)?.0.get() };
         Some(self.calls.call::<N>(seat, vcpu, number, arguments))
+    }
+
+    /// Makes a call in the place of vCPU `cpu`, to its end; status and value.
+    ///
+    /// # Safety
+    /// As for [`call`](Self::call).
+    pub(crate) unsafe fn finish(&self, cpu: usize, number: u64, arguments: [u64; 4]) -> Option<(i64, u64)> {
+        for _ in 0..STEPS {
+            // SAFETY: as for this function.
+            let reply = unsafe { self.call::<VirtualMode>(cpu, number, arguments) };
+            if let Reply::Done { status, value } = reply? {
+                return Some((status.as_i64(), value));
+            }
+        }
+        None
     }
 }
 
@@ -86,16 +97,16 @@ fn server() -> Option<&'static Server<'static>> {
     unsafe { SERVER.load(Ordering::Acquire).as_ref() }
 }
 
-/// Handles a call once; whether it is finished.
-fn handle<N: Mode>(frame: &mut Frame) -> Verdict {
+/// Handles a call once, and answers if it is finished.
+fn handle<N: Mode>(frame: &mut Frame) -> Option<Reply> {
     let [a, b, c, d, ..] = frame.arguments();
     // SAFETY: called on the CPU of this vCPU, whose guest waits.
-    let reply = server()
-        .and_then(|server| unsafe { server.call::<N>(frame.cpu as usize, frame.opcode(), [a, b, c, d]) });
-    let Some(Reply::Done { status, value }) = reply else { return Verdict::TooHard };
-    frame.set_status(status.as_i64() as u64);
-    frame.set_result(value);
-    Verdict::Done
+    let reply = unsafe { server()?.call::<N>(frame.cpu as usize, frame.opcode(), [a, b, c, d]) }?;
+    if let Reply::Done { status, value } = reply {
+        frame.set_status(status.as_i64() as u64);
+        frame.set_result(value);
+    }
+    Some(reply)
 }
 
 /// The real-mode handler of the guests' hypercalls.
@@ -105,17 +116,25 @@ fn handle<N: Mode>(frame: &mut Frame) -> Verdict {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn portcullis_real_mode_hcall(frame: *mut Frame) -> u64 {
     // SAFETY: promised by the caller.
-    handle::<RealMode>(unsafe { &mut *frame }) as u64
+    match handle::<RealMode>(unsafe { &mut *frame }) {
+        Some(Reply::Done { .. }) => Verdict::Done as u64,
+        _ => Verdict::TooHard as u64,
+    }
 }
 
 /// Handles in the full context what was too hard for real mode.
 pub(crate) fn full_context(frame: &mut Frame) {
-    if let Some(turn) = server().and_then(|server| server.turns.get(frame.cpu as usize)) {
-        turn.handed_over.fetch_add(1, Ordering::Relaxed);
-    }
+    serve(frame, || {});
+}
+
+/// The same; does `between` after each step of a call that takes several.
+pub(crate) fn serve(frame: &mut Frame, mut between: impl FnMut()) {
     for _ in 0..STEPS {
-        if handle::<VirtualMode>(frame) == Verdict::Done {
-            return;
+        match handle::<VirtualMode>(frame) {
+            Some(Reply::TooHard(Why::Budget)) => between(),
+            Some(Reply::TooHard(_)) => {}
+            Some(Reply::Done { .. }) => return,
+            None => break,
         }
     }
     frame.set_status(TOO_HARD as u64);

@@ -57,6 +57,7 @@ struct Device<'b, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, co
 
 /// The hypervisor's control plane for one guest.
 pub struct Stand<
+    's,
     'b,
     G,
     D: EntryDriver<Spec = ContextSpec>,
@@ -69,7 +70,7 @@ pub struct Stand<
 > {
     ground: G,
     iommu: &'b Iommu<D, GROUPS, CONTEXTS, CPUS>,
-    calls: &'b Hypercalls<'b, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>,
+    calls: &'s Hypercalls<'b, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>,
     seat: Seat<'b, D, GROUPS, CONTEXTS, CPUS>,
     layout: Layout,
     devices: [Device<'b, D, GROUPS, CONTEXTS, CPUS>; DEVICES],
@@ -77,6 +78,7 @@ pub struct Stand<
 }
 
 impl<
+    's,
     'b,
     G: Ground,
     D: EntryDriver<Spec = ContextSpec>,
@@ -86,7 +88,7 @@ impl<
     const CONTEXTS: usize,
     const CPUS: usize,
     const WINDOWS: usize,
-> Stand<'b, G, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>
+> Stand<'s, 'b, G, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>
 {
     /// A guest that has nothing yet, and may own two devices; the control plane sits on `seat`.
     ///
@@ -95,7 +97,7 @@ impl<
     pub fn new(
         ground: G,
         iommu: &'b Iommu<D, GROUPS, CONTEXTS, CPUS>,
-        calls: &'b Hypercalls<'b, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>,
+        calls: &'s Hypercalls<'b, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>,
         seat: Seat<'b, D, GROUPS, CONTEXTS, CPUS>,
         layout: Layout,
         devices: [DeviceId; DEVICES],
@@ -160,7 +162,7 @@ impl<
             bytes: window.entries << window.page_shift,
             view_levels: LEVELS,
             stuff_cap: window.stuff_cap.and_then(NonZeroU32::new),
-            budget: const { NonZeroU32::new(BUDGET).unwrap() },
+            budget: NonZeroU32::new(BUDGET).unwrap_or(NonZeroU32::MIN),
         };
         settled(self.calls.register(vm, Liobn(window.liobn as u32), &spec))
     }

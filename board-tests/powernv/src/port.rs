@@ -1,0 +1,274 @@
+//! The guest of the hypercall rules: what it calls is `sc 1` in HV = 0, what its devices copy goes through the bridge.
+
+use core::{
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+    time::Duration,
+};
+
+use portcullis_hal::{Clock, ConfigSpace, DmaExtent, Iova, arch::powerpc64::TimeBaseClock};
+use portcullis_hypervisor::power::{
+    Frame,
+    guest::{FREE_START, Guest},
+    guest_call::{done_in_real_mode, handle_nothing_in_real_mode},
+    script,
+};
+use portcullis_iommu::{Claim, ContextHandle, EntryDriver, Error, QuiescedGroup, pci::Method};
+use portcullis_ppc_tce::Generation;
+use portcullis_suite::{
+    Board, DmaDevice, Event, Failure,
+    hcall::{
+        Answer, Area, Call, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window,
+        call::{PARAMETER, SUCCESS},
+        stand::{self, Ground, Stand},
+    },
+};
+
+use crate::{
+    board::{Driver, PowerNv},
+    server::{self, SEATS, Server, WINDOWS},
+};
+
+/// Where windows begin and where the guest's memory for the rules lies.
+pub(crate) const LAYOUT: Layout = Layout { window: 0, memory: FREE_START };
+/// How long one call may take: QEMU may stand still for a while.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long devices may take to end their DMA.
+const QUIESCE_LIMIT: Duration = Duration::from_millis(500);
+/// Bytes that a device copies.
+const WORD: u32 = 8;
+/// PCI's command register, and its bit that lets a function do DMA (PCI Local Bus Specification 3.0, 6.2.2).
+const COMMAND: u16 = 4;
+const BUS_MASTER: u32 = 1 << 2;
+
+/// What no contract names: the guest did not come back, or its call never ended.
+const NO_ANSWER: Answer = Answer { status: i64::MIN, value: 0 };
+
+/// The board below the hypervisor's control plane.
+pub(crate) struct OnBoard<'a, 'b> {
+    board: &'a PowerNv<'b>,
+    guest: Guest,
+}
+
+impl Ground for OnBoard<'_, '_> {
+    fn clock(&self) -> impl Clock + '_ {
+        TimeBaseClock
+    }
+
+    fn extent(&self, area: Area) -> Option<DmaExtent> {
+        self.guest.memory().extent()?.part(area.guest, area.bytes)
+    }
+
+    /// Lets the devices go on, too: edu keeps no orders.
+    fn quiesce<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
+        claim: &Claim<'_, D, GROUPS, CONTEXTS, CPUS>,
+    ) -> Result<QuiescedGroup, Error> {
+        let config = self.board.config_space();
+        let proof = claim.quiesce(&config, &TimeBaseClock, Method::BusMasterOff, QUIESCE_LIMIT)?;
+        for device in (0..stand::DEVICES).filter_map(|number| self.board.device(number)) {
+            let command = config.read32(device.id(), COMMAND) & 0xffff;
+            config.write32(device.id(), COMMAND, command | BUS_MASTER);
+        }
+        Ok(proof)
+    }
+}
+
+type BoardStand<'s, 'a, 'b> =
+    Stand<'s, 'a, OnBoard<'a, 'b>, Driver, server::Views, server::Memory, 32, 32, SEATS, WINDOWS>;
+
+/// A guest in HV = 0, and its hypervisor.
+pub(crate) struct BoardPort<'s, 'a, 'b> {
+    board: &'a PowerNv<'b>,
+    guest: Guest,
+    server: &'s Server<'a>,
+    stand: BoardStand<'s, 'a, 'b>,
+    real_mode: bool,
+    /// Windows exist.
+    begun: bool,
+    arranged: Option<(Moment, Deed)>,
+    answer: Option<Answer>,
+    finished: Finished,
+}
+
+impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
+    /// A port on which nothing has begun. With `real_mode` calls are tried in real mode first.
+    ///
+    /// # Errors
+    /// What the board lacks or the policy refuses.
+    pub(crate) fn new(
+        board: &'a PowerNv<'b>,
+        guest: Guest,
+        server: &'s Server<'a>,
+        real_mode: bool,
+    ) -> Result<Self, Error> {
+        let seat = board.iommu().seat(server::CONTROL_SEAT)?;
+        let device = |number| board.device(number).map(DmaDevice::id).ok_or(Error::Full { capacity: number });
+        let devices = [device(0)?, device(1)?];
+        let ground = OnBoard { board, guest };
+        let stand = Stand::new(ground, board.iommu(), &server.calls, seat, LAYOUT, devices)?;
+        handle_nothing_in_real_mode(!real_mode);
+        let (arranged, answer, finished) = (None, None, Finished::default());
+        Ok(Self { board, guest, server, stand, real_mode, begun: false, arranged, answer, finished })
+    }
+
+    /// The other virtual CPU, which has no turn now, calls.
+    fn second_calls(&self, call: Call) -> Answer {
+        // SAFETY: the second CPU runs no guest while a rule has the first one's.
+        unsafe { self.server.finish(1, call.opcode, call.arguments) }
+            .map_or(NO_ANSWER, |(status, value)| Answer { status, value })
+    }
+
+    /// Does what was arranged, if it was for this moment.
+    fn reach_moment(&mut self, moment: Moment) {
+        let Some((_, deed)) = self.arranged.take_if(|(when, _)| *when == moment) else { return };
+        let done = match deed {
+            Deed::Call(call) => {
+                self.answer = Some(self.second_calls(call));
+                return;
+            }
+            Deed::Write(guest, word) => {
+                self.write(guest, word);
+                true
+            }
+            Deed::Control(control) => self.control(control),
+        };
+        self.answer = Some(Answer { status: if done { SUCCESS } else { PARAMETER }, value: 0 });
+    }
+
+    /// Checks each 4 KiB page of the window that a device is behind; returns how many lead somewhere.
+    fn check_window(&self, window: Window, context: ContextHandle) -> Result<u64, Failure> {
+        let mut live = 0;
+        for entry in 0..window.entries {
+            let ioba = window.ioba(entry);
+            let form = self.second_calls(Call::get(window.liobn, ioba)).value;
+            for offset in (0..window.page_bytes()).step_by(0x1000) {
+                live += u64::from(self.stand.check_page(context, ioba + offset, form, offset)?.is_some());
+            }
+        }
+        Ok(live)
+    }
+}
+
+/// The port whose guest has its turn; null while none has.
+static AT_WORK: AtomicPtr<BoardPort<'static, 'static, 'static>> = AtomicPtr::new(ptr::null_mut());
+
+/// Handles a rule's call, and does what the rule has arranged for the middle of it.
+fn full_context(frame: &mut Frame) {
+    reach_moment(Moment::HandedOver);
+    server::serve(frame, || reach_moment(Moment::NextStep));
+}
+
+fn reach_moment(moment: Moment) {
+    // SAFETY: `call` keeps the port in place while its guest has its turn, and uses it no other way until then.
+    if let Some(port) = unsafe { AT_WORK.load(Ordering::Acquire).as_mut() } {
+        port.reach_moment(moment);
+    }
+}
+
+impl GuestPort for BoardPort<'_, '_, '_> {
+    fn offers(&self) -> Offers {
+        let mut offers = Offers::DEVICE | Offers::SECOND_DEVICE | Offers::NEXT_STEP;
+        offers.set(Offers::HANDED_OVER, self.real_mode);
+        offers.set(Offers::DEAFEN, self.board.generation() != Generation::Phb3);
+        offers
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    fn reset(&mut self) -> Result<(), Failure> {
+        if self.begun {
+            self.stand.end()?;
+        }
+        self.begun = true;
+        self.stand.begin()
+    }
+
+    fn call(&mut self, call: Call) -> Answer {
+        let (guest, before) = (self.guest, done_in_real_mode(0));
+        AT_WORK.store(ptr::from_mut(self).cast(), Ordering::Release);
+        let ended = guest.run_script([script::call(call.opcode, &call.arguments)], full_context, LIMIT);
+        AT_WORK.store(ptr::null_mut(), Ordering::Release);
+        if done_in_real_mode(0) == before {
+            self.finished.handed_over += 1;
+        } else {
+            self.finished.real += 1;
+        }
+        match guest.outcome(0, 0) {
+            Some(outcome) if ended.is_ok() => Answer { status: outcome.status as i64, value: outcome.result },
+            _ => NO_ANSWER,
+        }
+    }
+
+    fn read(&mut self, guest: u64) -> u64 {
+        self.guest.memory().read(guest).map_or(0, u64::from_be)
+    }
+
+    fn write(&mut self, guest: u64, word: u64) {
+        // What is not there reads as 0, and a rule that counts on it fails.
+        let _ = self.guest.memory().write(guest, word.to_be());
+    }
+
+    fn copy(&mut self, device: usize, from: u64, to: u64) -> Result<(), Failure> {
+        let line = core::panic::Location::caller().line();
+        let absent = Failure { what: "the board lacks a device", error: None, line };
+        let device = self.board.device(device).ok_or(absent)?;
+        device.read_memory(Iova::new(from), WORD)?;
+        Ok(device.write_memory(Iova::new(to), WORD)?)
+    }
+
+    fn control(&mut self, control: Control) -> bool {
+        match control {
+            Control::Connect { device, liobn, page_shift } => self.stand.connect(device, liobn, page_shift),
+            Control::Disconnect { device } => self.stand.disconnect(device),
+            Control::Revoke { device } => self.stand.revoke(device),
+            Control::Register(area) => self.stand.register(area),
+            Control::Unregister(area) => self.stand.unregister(area),
+            Control::Starve(_) => false,
+            Control::Deafen(true) => {
+                self.board.withhold_completion();
+                true
+            }
+            // Whatever is withheld stays so: the bridge is quarantined, and this was the last rule.
+            Control::Deafen(false) => true,
+        }
+    }
+
+    fn arrange(&mut self, moment: Moment, deed: Deed) {
+        self.answer = None;
+        self.arranged = Some((moment, deed));
+    }
+
+    fn arranged(&mut self) -> Option<Answer> {
+        self.arranged = None;
+        self.answer.take()
+    }
+
+    fn counted(&mut self) -> u64 {
+        self.stand.counted().unwrap_or(u64::MAX)
+    }
+
+    /// Once a kill was not confirmed, counts say what devices may reach, and tables are not asked.
+    fn check(&mut self) -> Result<(), Failure> {
+        if self.board.iommu().driver().is_quarantined() {
+            return Ok(());
+        }
+        let mut live = 0;
+        for (window, context) in (0..stand::DEVICES).filter_map(|number| self.stand.behind(number)) {
+            live += self.check_window(window, context)?;
+        }
+        let what = "counts are not the entries that hardware tables hold";
+        let line = core::panic::Location::caller().line();
+        if self.counted() == live { Ok(()) } else { Err(Failure { what, error: None, line }) }
+    }
+
+    fn finished(&self) -> Finished {
+        self.finished
+    }
+
+    fn emit(&mut self, event: &Event<'_>) {
+        self.board.emit(event);
+    }
+}
