@@ -109,14 +109,11 @@ fn hostile(port: &mut BoardPort<'_, '_, '_>) -> Result<(), Failure> {
     });
     if let Some(Mismatch { number, call, expected, found, .. }) = told.get() {
         defmt::error!(
-            "call {=u64}: {=u64:x} {=[u64]:x} should come to {=i64} {=u64:x}, came to {=i64} {=u64:x}",
+            "hostile call {=u64}: {} should come to {}, came to {}",
             number,
-            call.opcode,
-            call.arguments.as_slice(),
-            expected.status,
-            expected.value,
-            found.status,
-            found.value
+            defmt::Debug2Format(&call),
+            defmt::Debug2Format(&expected),
+            defmt::Debug2Format(&found)
         );
     }
     let tally = tally?;

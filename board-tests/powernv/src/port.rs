@@ -196,6 +196,9 @@ impl GuestPort for BoardPort<'_, '_, '_> {
         } else {
             self.finished.real += 1;
         }
+        if let Err(stop) = ended {
+            defmt::error!("the guest's call: {}", defmt::Debug2Format(&stop));
+        }
         match guest.outcome(0, 0) {
             Some(outcome) if ended.is_ok() => Answer { status: outcome.status as i64, value: outcome.result },
             _ => NO_ANSWER,
