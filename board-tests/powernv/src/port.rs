@@ -168,7 +168,7 @@ fn reach_moment(moment: Moment) {
 
 impl GuestPort for BoardPort<'_, '_, '_> {
     fn offers(&self) -> Offers {
-        let mut offers = Offers::DEVICE | Offers::SECOND_DEVICE | Offers::NEXT_STEP;
+        let mut offers = Offers::DEVICE | Offers::SECOND_DEVICE | Offers::NEXT_STEP | Offers::SLOW_DEVICE;
         offers.set(Offers::HANDED_OVER, self.real_mode);
         offers.set(Offers::DEAFEN, self.board.generation() != Generation::Phb3);
         offers

@@ -15,4 +15,4 @@ pub mod stand;
 pub use call::{Answer, Call};
 pub use oracle::Oracle;
 pub use port::{Area, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window};
-pub use rules::{RULES, Rule, run_rule};
+pub use rules::{RULES, Rule, Topic, run_rule};
