@@ -25,6 +25,11 @@ impl<'t, 'b> Guests<'t, 'b> {
     pub(crate) const fn new(tree: &'t Tree, board: &'t PowerNv<'b>, device: Option<&'t Function>) -> Self {
         Self { tree, board, device }
     }
+
+    /// The machine without its CPUs.
+    pub(crate) const fn board(&self) -> &'t PowerNv<'b> {
+        self.board
+    }
 }
 
 impl Machine for Guests<'_, '_> {
@@ -56,6 +61,6 @@ impl Machine for Guests<'_, '_> {
     }
 
     fn act(&self, guest: Guest, name: &str) -> Option<Result<(), Failure>> {
-        hypercalls::act(self.board, guest, name)
+        hypercalls::act(self, guest, name)
     }
 }

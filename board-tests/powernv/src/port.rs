@@ -11,7 +11,8 @@ use portcullis_hypervisor::power::{
     Frame,
     guest::{FREE_START, Guest},
     guest_call::{done_in_real_mode, handle_nothing_in_real_mode},
-    script,
+    scenario::{LIMIT, ensure, need, stopped},
+    script::{self, Op, Record},
 };
 use portcullis_iommu::{Claim, ContextHandle, EntryDriver, Error, QuiescedGroup, pci::Method};
 use portcullis_ppc_tce::Generation;
@@ -31,8 +32,6 @@ use crate::{
 
 /// Where windows begin and where the guest's memory for the rules lies.
 pub(crate) const LAYOUT: Layout = Layout { window: 0, memory: FREE_START };
-/// How long one call may take: QEMU may stand still for a while.
-const LIMIT: Duration = Duration::from_secs(10);
 /// How long devices may take to end their DMA.
 const QUIESCE_LIMIT: Duration = Duration::from_millis(500);
 /// Bytes that a device copies.
@@ -110,6 +109,30 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
         handle_nothing_in_real_mode(!real_mode);
         let (arranged, answer, finished) = (None, None, Finished::default());
         Ok(Self { board, guest, server, stand, real_mode, begun: false, arranged, answer, finished })
+    }
+
+    /// The guest.
+    pub(crate) const fn guest(&self) -> Guest {
+        self.guest
+    }
+
+    /// The context of a device that is behind a window.
+    #[track_caller]
+    pub(crate) fn context(&self, device: usize) -> Result<ContextHandle, Failure> {
+        let (_, context) = need(self.stand.behind(device), "the device is behind no window")?;
+        Ok(context)
+    }
+
+    /// vCPU 0 carries out a script to its end.
+    #[track_caller]
+    pub(crate) fn run(&self, script: impl IntoIterator<Item = Op>) -> Result<(), Failure> {
+        stopped(self.guest.run_script(script, server::full_context, LIMIT))
+    }
+
+    /// What came of an operation of a vCPU's last script.
+    #[track_caller]
+    pub(crate) fn outcome(&self, vcpu: usize, index: usize) -> Result<Record, Failure> {
+        need(self.guest.outcome(vcpu, index), "a script has fewer operations")
     }
 
     /// The other virtual CPU, which has no turn now, calls.
@@ -215,9 +238,7 @@ impl GuestPort for BoardPort<'_, '_, '_> {
     }
 
     fn copy(&mut self, device: usize, from: u64, to: u64) -> Result<(), Failure> {
-        let line = core::panic::Location::caller().line();
-        let absent = Failure { what: "the board lacks a device", error: None, line };
-        let device = self.board.device(device).ok_or(absent)?;
+        let device = need(self.board.device(device), "the board lacks a device")?;
         device.read_memory(Iova::new(from), WORD)?;
         Ok(device.write_memory(Iova::new(to), WORD)?)
     }
@@ -262,9 +283,7 @@ impl GuestPort for BoardPort<'_, '_, '_> {
         for (window, context) in (0..stand::DEVICES).filter_map(|number| self.stand.behind(number)) {
             live += self.check_window(window, context)?;
         }
-        let what = "counts are not the entries that hardware tables hold";
-        let line = core::panic::Location::caller().line();
-        if self.counted() == live { Ok(()) } else { Err(Failure { what, error: None, line }) }
+        ensure(self.counted() == live, "counts are not the entries that hardware tables hold")
     }
 
     fn finished(&self) -> Finished {

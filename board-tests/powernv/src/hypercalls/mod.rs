@@ -1,5 +1,6 @@
 //! Scenarios in which a guest maps its own DMA: contract D on this board.
 
+mod driver;
 mod hostile;
 mod rules;
 
@@ -15,12 +16,14 @@ use portcullis_suite::{
 use self::rules::{rules, rules_in_virtual_mode};
 use crate::{
     board::{MEMORY, PowerNv},
+    hypervisor::Guests,
     port::BoardPort,
     server::Server,
 };
 
 /// Runs the scenario with this name; `None` when there is none.
-pub(crate) fn act(board: &PowerNv<'_>, guest: Guest, name: &str) -> Option<Result<(), Failure>> {
+pub(crate) fn act(machine: &Guests<'_, '_>, guest: Guest, name: &str) -> Option<Result<(), Failure>> {
+    let board = machine.board();
     Some(match name {
         "hcall_rules" => rules(board, guest, Topic::Calls),
         "hcall_device_rules" => rules(board, guest, Topic::Device),
@@ -28,6 +31,7 @@ pub(crate) fn act(board: &PowerNv<'_>, guest: Guest, name: &str) -> Option<Resul
         "hcall_rules_in_virtual_mode" => rules_in_virtual_mode(board, guest, Topic::Calls),
         "hcall_device_rules_in_virtual_mode" => rules_in_virtual_mode(board, guest, Topic::Device),
         "hcall_connection_rules_in_virtual_mode" => rules_in_virtual_mode(board, guest, Topic::Connections),
+        "hcall_driver" => with_port(board, guest, true, |port| driver::driver(port, machine)),
         "hcall_hostile_guest" => with_port(board, guest, true, hostile::hostile),
         _ => return None,
     })
@@ -67,10 +71,4 @@ fn in_virtual_mode<'b>(
     let result = act(board, guest);
     virtual_mode::switch_off();
     result
-}
-
-#[track_caller]
-fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
-    let line = core::panic::Location::caller().line();
-    if condition { Ok(()) } else { Err(Failure { what, error: None, line }) }
 }

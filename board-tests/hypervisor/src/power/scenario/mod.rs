@@ -21,7 +21,7 @@ use super::{
 };
 
 /// How long a script may take: QEMU may stand still for a while.
-const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(10);
 /// Status of a hypercall that nobody knows (H_FUNCTION of the LoPAPR, 14.4.2).
 const H_FUNCTION: u64 = -2i64 as u64;
 
@@ -112,26 +112,42 @@ fn no_call(frame: &mut Frame) {
     frame.set_status(H_FUNCTION);
 }
 
+/// Fails with the line of the caller unless `condition` holds.
+///
+/// # Errors
+/// `what`, as a failure.
 #[track_caller]
-fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
+pub fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
     if condition { Ok(()) } else { fail(what) }
 }
 
+/// Fails with the line of the caller.
+///
+/// # Errors
+/// `what`, as a failure.
 #[track_caller]
-fn fail<T>(what: &'static str) -> Result<T, Failure> {
+pub fn fail<T>(what: &'static str) -> Result<T, Failure> {
     Err(Failure { what, error: None, line: core::panic::Location::caller().line() })
 }
 
+/// The value, if there is one.
+///
+/// # Errors
+/// `what`, as a failure.
 #[track_caller]
-fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure> {
+pub fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure> {
     match value {
         Some(value) => Ok(value),
         None => fail(what),
     }
 }
 
+/// What came of a guest's turn.
+///
+/// # Errors
+/// A turn that did not end with its script, as a failure.
 #[track_caller]
-fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
+pub fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
     match ended {
         Ok(value) => Ok(value),
         Err(Stop::TimedOut) => fail("the guest did not end its script in time"),
@@ -140,8 +156,12 @@ fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
     }
 }
 
+/// What came of an order to the second CPU.
+///
+/// # Errors
+/// A CPU that did not come, as a failure.
 #[track_caller]
-fn present<T>(result: Result<T, Lost>) -> Result<T, Failure> {
+pub fn present<T>(result: Result<T, Lost>) -> Result<T, Failure> {
     match result {
         Ok(value) => Ok(value),
         Err(Lost::Refused(_)) => fail("firmware starts no second CPU"),

@@ -100,9 +100,9 @@ pub(super) fn no_permission_unmaps<P: GuestPort>(guest: &mut Guest<'_, P>) -> Re
             let status = guest.put(ENTRY, tce);
             guest.commits(status)?;
             guest.holds(ENTRY, tce)?;
-            guest.reaches(guest.ioba(ENTRY), page, Reach::NOTHING)?;
             guest.counts(1)?;
         }
+        guest.reaches(guest.ioba(ENTRY), page, Reach::NOTHING)?;
     }
     Ok(())
 }

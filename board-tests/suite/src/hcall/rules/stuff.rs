@@ -32,9 +32,8 @@ pub(super) fn value_with_permission<P: GuestPort>(guest: &mut Guest<'_, P>) -> R
 pub(super) fn any_other_value_clears<P: GuestPort>(guest: &mut Guest<'_, P>) -> Result<(), Failure> {
     guest.set_bench()?;
     let (page, wild) = (guest.plain(3, 0), guest.layout().wild().guest);
-    let counts = if guest.is_slow() { &[0, 10][..] } else { &[0, 1, 2, 10] };
     for value in [0, 4, guest.plain(9, 0), wild + 8, !3] {
-        for &count in counts {
+        for count in [0, 1, 2, 10] {
             map(guest, 250, 12)?;
             let status = guest.stuff(251, value, count);
             guest.commits(status)?;
@@ -42,6 +41,9 @@ pub(super) fn any_other_value_clears<P: GuestPort>(guest: &mut Guest<'_, P>) -> 
             guest.holds_each(251 + count, 11 - count, |_| page | BOTH)?;
             guest.holds(250, page | BOTH)?;
             guest.counts(13 - count)?;
+            if guest.is_slow() && count != 10 {
+                continue;
+            }
             let reach = if count > 0 { Reach::NOTHING } else { Reach::ALL };
             guest.reaches(guest.ioba(251), page, reach)?;
             guest.reaches(guest.ioba(251 + count), page, Reach::ALL)?;
