@@ -11,8 +11,9 @@ use portcullis_hypervisor::power::{
     Frame,
     guest::{FREE_START, Guest},
     guest_call::{done_in_real_mode, handle_nothing_in_real_mode},
-    scenario::{LIMIT, ensure, need, stopped},
-    script::{self, Op, Record},
+    scenario::{LIMIT, ensure, need, present, stopped},
+    script::{self, Op, Record, calls},
+    second::{self, SECOND},
 };
 use portcullis_iommu::{Claim, ContextHandle, EntryDriver, Error, QuiescedGroup, pci::Method};
 use portcullis_ppc_tce::Generation;
@@ -123,6 +124,32 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
         Ok(context)
     }
 
+    /// Lets full contexts on the first CPU reach this port while `act` runs the guest.
+    fn at_work<R>(&mut self, act: impl FnOnce() -> R) -> R {
+        AT_WORK.store(ptr::from_mut(self).cast(), Ordering::Release);
+        let result = act();
+        AT_WORK.store(ptr::null_mut(), Ordering::Release);
+        result
+    }
+
+    /// Both vCPUs carry out the script that `of` has for each; what is arranged for [`Moment::HandedOver`] is done
+    /// when vCPU 0 calls REPORT.
+    pub(crate) fn run_both<S: IntoIterator<Item = Op>>(
+        &mut self,
+        of: impl Fn(usize) -> S,
+    ) -> Result<(), Failure> {
+        let guest = self.guest;
+        let loaded = stopped(guest.load(SECOND, of(SECOND)))?;
+        let run = || {
+            second::run_beside(guest, loaded, server::full_context, LIMIT, || {
+                guest.run_script(of(0), reported, LIMIT)
+            })
+        };
+        let (theirs, ours) = present(self.at_work(run))?;
+        stopped(ours)?;
+        stopped(theirs)
+    }
+
     /// vCPU 0 carries out a script to its end.
     #[track_caller]
     pub(crate) fn run(&self, script: impl IntoIterator<Item = Op>) -> Result<(), Failure> {
@@ -182,8 +209,18 @@ fn full_context(frame: &mut Frame) {
     server::serve(frame, || reach_moment(Moment::NextStep));
 }
 
+/// Handles what a script calls on the first CPU, and does what is arranged when the guest reports.
+fn reported(frame: &mut Frame) {
+    if frame.opcode() == calls::REPORT {
+        reach_moment(Moment::HandedOver);
+        frame.set_status(SUCCESS as u64);
+    } else {
+        server::full_context(frame);
+    }
+}
+
 fn reach_moment(moment: Moment) {
-    // SAFETY: `call` keeps the port in place while its guest has its turn, and uses it no other way until then.
+    // SAFETY: `at_work` keeps the port in place while its guest has its turn, and uses it no other way until then.
     if let Some(port) = unsafe { AT_WORK.load(Ordering::Acquire).as_mut() } {
         port.reach_moment(moment);
     }
@@ -211,9 +248,8 @@ impl GuestPort for BoardPort<'_, '_, '_> {
 
     fn call(&mut self, call: Call) -> Answer {
         let (guest, before) = (self.guest, done_in_real_mode(0));
-        AT_WORK.store(ptr::from_mut(self).cast(), Ordering::Release);
-        let ended = guest.run_script([script::call(call.opcode, &call.arguments)], full_context, LIMIT);
-        AT_WORK.store(ptr::null_mut(), Ordering::Release);
+        let script = [script::call(call.opcode, &call.arguments)];
+        let ended = self.at_work(|| guest.run_script(script, full_context, LIMIT));
         if done_in_real_mode(0) == before {
             self.finished.handed_over += 1;
         } else {

@@ -2,7 +2,9 @@
 
 mod driver;
 mod hostile;
+mod meanwhile;
 mod rules;
+mod vcpus;
 
 use portcullis_hal::{PhysAddr, arch::powerpc64::RealMemory};
 use portcullis_hypervisor::power::{guest::Guest, virtual_mode};
@@ -32,6 +34,13 @@ pub(crate) fn act(machine: &Guests<'_, '_>, guest: Guest, name: &str) -> Option<
         "hcall_device_rules_in_virtual_mode" => rules_in_virtual_mode(board, guest, Topic::Device),
         "hcall_connection_rules_in_virtual_mode" => rules_in_virtual_mode(board, guest, Topic::Connections),
         "hcall_driver" => with_port(board, guest, true, |port| driver::driver(port, machine)),
+        "hcall_two_vcpus" => with_port(board, guest, true, |port| vcpus::two_vcpus(port, machine)),
+        "hcall_revoked_while_calling" => {
+            with_port(board, guest, true, |port| meanwhile::revoked(port, machine))
+        }
+        "hcall_connected_while_calling" => {
+            with_port(board, guest, true, |port| meanwhile::connected(port, machine))
+        }
         "hcall_hostile_guest" => with_port(board, guest, true, hostile::hostile),
         _ => return None,
     })
