@@ -30,6 +30,7 @@ catalogue! {
     hcall_two_vcpus shows ["D60", "V06"] needs Requires::GUEST;
     hcall_revoked_while_calling shows ["D60", "D62"] needs Requires::GUEST;
     hcall_connected_while_calling shows ["D60", "D61"] needs Requires::GUEST;
+    hcall_cost shows ["D40"] needs Requires::GUEST;
     hcall_hostile_guest shows ["D63"] needs Requires::GUEST;
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
 }

@@ -1,5 +1,6 @@
 //! Scenarios in which a guest maps its own DMA: contract D on this board.
 
+mod cost;
 mod driver;
 mod hostile;
 mod meanwhile;
@@ -41,6 +42,7 @@ pub(crate) fn act(machine: &Guests<'_, '_>, guest: Guest, name: &str) -> Option<
         "hcall_connected_while_calling" => {
             with_port(board, guest, true, |port| meanwhile::connected(port, machine))
         }
+        "hcall_cost" => with_port(board, guest, true, cost::cost),
         "hcall_hostile_guest" => with_port(board, guest, true, hostile::hostile),
         _ => return None,
     })
