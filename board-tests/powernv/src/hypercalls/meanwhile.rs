@@ -21,7 +21,7 @@ const DEVICE: usize = 1;
 /// How often it does.
 const ROUNDS: u64 = 8;
 /// A machine that is busy may run one CPU at a time for a while.
-const ATTEMPTS: u64 = 40;
+const ATTEMPTS: u64 = 100;
 /// Operations of vCPU 0: a meeting, calls, the hypervisor's deed, calls.
 const BEFORE: usize = 60;
 const AFTER: usize = 60;
