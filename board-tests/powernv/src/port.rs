@@ -36,6 +36,8 @@ use crate::{
 pub(crate) const LAYOUT: Layout = Layout { window: 0, memory: FREE_START };
 /// How long devices may take to end their DMA.
 const QUIESCE_LIMIT: Duration = Duration::from_millis(500);
+/// 512 MHz on these processors.
+const TICKS_A_MICROSECOND: u64 = 512;
 /// How long the second CPU may stand still.
 const STILL_LIMIT: Duration = Duration::from_millis(50);
 /// Bytes that a device copies.
@@ -91,6 +93,8 @@ pub(crate) struct BoardPort<'s, 'a, 'b> {
     begun: bool,
     arranged: Option<(Moment, Deed)>,
     answer: Option<Answer>,
+    /// When the hypervisor began and ended what was arranged last.
+    deed: [Duration; 2],
     finished: Finished,
 }
 
@@ -111,8 +115,8 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
         let ground = OnBoard { board, guest };
         let stand = Stand::new(ground, board.iommu(), &server.calls, seat, LAYOUT, devices)?;
         handle_nothing_in_real_mode(!real_mode);
-        let (arranged, answer, finished) = (None, None, Finished::default());
-        Ok(Self { board, guest, server, stand, real_mode, begun: false, arranged, answer, finished })
+        let (arranged, answer, deed, finished) = (None, None, [Duration::ZERO; 2], Finished::default());
+        Ok(Self { board, guest, server, stand, real_mode, begun: false, arranged, answer, deed, finished })
     }
 
     /// The guest.
@@ -153,6 +157,13 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
         stopped(theirs)
     }
 
+    /// When the hypervisor began and ended what was arranged last, in ticks of the time base: less, by a microsecond
+    /// at each end.
+    pub(crate) const fn deed(&self) -> [u64; 2] {
+        let [begun, ended] = self.deed;
+        [(begun.as_micros() as u64 + 1) * TICKS_A_MICROSECOND, ended.as_micros() as u64 * TICKS_A_MICROSECOND]
+    }
+
     /// vCPU 0 carries out a script to its end.
     #[track_caller]
     pub(crate) fn run(&self, script: impl IntoIterator<Item = Op>) -> Result<(), Failure> {
@@ -184,7 +195,12 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
                 self.write(guest, word);
                 true
             }
-            Deed::Control(control) => self.control(control),
+            Deed::Control(control) => {
+                let begun = TimeBaseClock.now();
+                let done = self.control(control);
+                self.deed = [begun, TimeBaseClock.now()];
+                done
+            }
         };
         self.answer = Some(Answer { status: if done { SUCCESS } else { PARAMETER }, value: 0 });
     }

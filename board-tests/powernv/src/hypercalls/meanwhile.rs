@@ -153,22 +153,23 @@ const fn a_call(window: Window, plain: u64, vcpu: usize, number: u64) -> Call {
     }
 }
 
-/// Each call was done, or came to H_BUSY while the hypervisor was at it.
+/// Each call was done, or came to H_BUSY while the hypervisor was at it; how many lay wholly within that.
 fn judge(port: &BoardPort<'_, '_, '_>) -> Result<u64, Failure> {
-    let deed = port.outcome(0, 1 + BEFORE)?;
+    let report = port.outcome(0, 1 + BEFORE)?;
+    let [begun, ended] = port.deed();
     let (mut within, mut later) = (0, 0);
     for vcpu in [0, SECOND] {
         let calls = if vcpu == 0 { BEFORE + 1 + AFTER } else { CALLS };
         for index in 1..=calls {
             let call = port.outcome(vcpu, index)?;
-            let met = vcpu == SECOND && call.before < deed.after && deed.before < call.after;
+            let met = vcpu == SECOND && call.before < report.after && report.before < call.after;
             let status = call.status as i64;
             ensure(status == SUCCESS || status == BUSY && met, "a call came to another status")?;
-            within += u64::from(met && deed.before < call.before && call.after < deed.after);
-            later += u64::from(vcpu == SECOND && deed.after < call.before);
+            within += u64::from(met && begun <= call.before && call.after <= ended);
+            later += u64::from(vcpu == SECOND && ended < call.before);
         }
     }
-    // Otherwise nobody called when it began, or it waited for the calls' end.
+    // Otherwise the hypervisor may have waited for the last call.
     Ok(if later > 0 { within } else { 0 })
 }
 
