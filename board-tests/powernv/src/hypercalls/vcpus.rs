@@ -30,7 +30,7 @@ const ATTEMPTS: usize = 20;
 /// Two seconds.
 const MEETING_TICKS: u64 = 2 * 512_000_000;
 /// Entries of a list, and of an H_STUFF_TCE.
-const MANY: u64 = 8;
+const MANY: u64 = 16;
 /// The first entry that both vCPUs use, others in each round, and the first one of their own.
 const SHARED: u64 = 4;
 const OWN: u64 = 600;
@@ -75,7 +75,7 @@ pub(super) fn operation(made: Call) -> Op {
 
 /// What vCPU `vcpu` maps with call `number` of a round; no other vCPU maps that.
 const fn tce(plain: u64, vcpu: usize, number: usize) -> u64 {
-    let page = vcpu as u64 * 12 + number as u64;
+    let page = (vcpu * CALLS + number % CALLS) as u64;
     plain + (page << 12) + if number.is_multiple_of(2) { BOTH } else { READ }
 }
 
@@ -103,17 +103,23 @@ fn script(window: Window, plain: u64, vcpu: usize) -> impl Iterator<Item = Op> {
     })
 }
 
-/// Call `number` of a round.
+/// Call `number` of a round. The vCPUs do not make the same calls at the same time: one ends with a single entry, the
+/// other with a list.
 fn a_call(window: Window, plain: u64, vcpu: usize, round: usize, number: usize) -> Call {
     let (liobn, first) = (window.liobn, first_entry(vcpu, round));
     let list = plain + (LIST_PAGES[vcpu % VCPUS] << 12);
-    let near = window.ioba(first + number as u64 % MANY);
+    let number = (number + vcpu * (CALLS - 2)) % CALLS;
     match number % 6 {
         2 | 4 => Call::get(liobn, window.ioba(first + round as u64 % MANY)),
         3 => Call::indirect(liobn, window.ioba(first), list, MANY),
         5 if number < 6 => Call::stuff(liobn, window.ioba(first), 0, MANY),
-        _ => Call::put(liobn, near, tce(plain, vcpu, number)),
+        _ => Call::put(liobn, window.ioba(first + place(number)), tce(plain, vcpu, number)),
     }
+}
+
+/// Which of the entries a single one goes to.
+const fn place(number: usize) -> u64 {
+    number as u64 * 5 % MANY
 }
 
 fn write_lists(port: &mut BoardPort<'_, '_, '_>) {
@@ -128,12 +134,12 @@ fn write_lists(port: &mut BoardPort<'_, '_, '_>) {
 }
 
 /// After the last round, which is in entries of its own, each vCPU finds there what its calls alone made of them: its
-/// list, and what its last H_PUT_TCE changed.
+/// list, and what the first vCPU's last call changed.
 fn owned_entries(port: &mut BoardPort<'_, '_, '_>) -> Result<(), Failure> {
     let (window, plain) = (port.layout().main(), port.layout().plain().guest);
     for (vcpu, number) in (0..VCPUS).flat_map(|vcpu| (0..MANY).map(move |number| (vcpu, number))) {
         let last = CALLS - 1;
-        let writer = if last as u64 % MANY == number { last } else { number as usize };
+        let writer = if vcpu == 0 && place(last) == number { last } else { number as usize };
         let found = port.call(Call::get(window.liobn, window.ioba(own_entry(vcpu) + number))).value;
         ensure(found == tce(plain, vcpu, writer), "an entry of one vCPU is not what that made of it")?;
     }
