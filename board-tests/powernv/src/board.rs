@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use portcullis_hal::{
     Clock, ConfigSpace, DeviceId, DonatedPages, IoPageSize, Iova, PhysAddr, Segment,
-    arch::powerpc64::{CoherentCaches, RealModeRegisters, TimeBaseClock},
+    arch::powerpc64::{CoherentCaches, EitherModeRegisters, TimeBaseClock},
 };
 use portcullis_iommu::{Error, Iommu};
 use portcullis_ppc_tce::{
@@ -17,6 +17,7 @@ use portcullis_suite::{
     memory::{Buffers, ImageMemory},
     withhold::Withholding,
 };
+use spin::Once;
 
 use crate::{console, firmware::OpalPci, image, pci::OpalConfig, tree::Phb};
 
@@ -32,25 +33,38 @@ const KILL_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) static MEMORY: ImageMemory = unsafe { ImageMemory::new() };
 
 /// The bridge's registers, which a scenario can make lie.
-pub(crate) type Registers = Withholding<RealModeRegisters>;
-type Driver<'b> = TceIommu<OpalPci, &'b Registers, DonatedPages<'static>, TimeBaseClock, CoherentCaches>;
+pub(crate) type Registers = Withholding<EitherModeRegisters>;
+pub(crate) type Driver =
+    TceIommu<OpalPci, &'static Registers, DonatedPages<'static>, TimeBaseClock, CoherentCaches>;
 /// Two edu devices and an NVMe controller, as far as the machine has them.
 pub(crate) type Devices<'b> = [Option<&'b (dyn DmaDevice + 'b)>; 3];
 
-/// Wraps a bridge's registers: kills never start, and never look finished, once withheld.
+static REGISTERS: Once<Registers> = Once::new();
+
+/// The bridge's registers, wrapped: kills never start, and never look finished, once withheld. `None` for a bridge at
+/// address 0.
 ///
 /// # Safety
-/// `phb` must be what the device tree says, and the value the only user of those registers.
-pub(crate) unsafe fn registers(phb: &Phb) -> Registers {
-    // SAFETY: registers of one bridge, says the caller; the image runs in hypervisor real mode.
-    let window = unsafe { RealModeRegisters::new(PhysAddr::new(phb.registers), phb.register_bytes) };
-    Withholding::new(window, QUIESCE_DMA, TCE_KILL)
+/// `phb` must be what the device tree says, the same each time, and the value the only user of those registers.
+pub(crate) unsafe fn registers(phb: &Phb) -> Option<&'static Registers> {
+    // SAFETY: as for this function.
+    let registers = unsafe { withholding(phb) }?;
+    Some(REGISTERS.call_once(|| registers))
+}
+
+/// # Safety
+/// As for [`registers`].
+unsafe fn withholding(phb: &Phb) -> Option<Registers> {
+    // SAFETY: registers of one bridge, says the caller; the image runs in hypervisor state, and translates only
+    // while the bridge's registers are mapped at their own address.
+    let window = unsafe { EitherModeRegisters::new(PhysAddr::new(phb.registers), phb.register_bytes) };
+    Some(Withholding::new(window?, QUIESCE_DMA, TCE_KILL))
 }
 
 /// The machine: one bridge, up to three devices, static memory.
 pub(crate) struct PowerNv<'b> {
-    iommu: Iommu<Driver<'b>>,
-    registers: &'b Registers,
+    iommu: Iommu<Driver>,
+    registers: &'static Registers,
     devices: Devices<'b>,
     buffers: &'b Buffers,
     phb: Phb,
@@ -60,7 +74,7 @@ impl<'b> PowerNv<'b> {
     /// Brings the bridge up, with every device blocked. To be called once: there is one pool.
     pub(crate) fn bring_up(
         phb: Phb,
-        registers: &'b Registers,
+        registers: &'static Registers,
         devices: Devices<'b>,
         buffers: &'b Buffers,
     ) -> Result<Self, Error> {
@@ -69,6 +83,16 @@ impl<'b> PowerNv<'b> {
         let driver =
             TceIommu::bring_up(firmware, registers, pool, TimeBaseClock, CoherentCaches, config(&phb))?;
         Ok(Self { iommu: Iommu::new(driver), registers, devices, buffers, phb })
+    }
+
+    /// Which bridge it has.
+    pub(crate) const fn generation(&self) -> Generation {
+        self.phb.generation
+    }
+
+    /// Where its registers are.
+    pub(crate) const fn registers_at(&self) -> PhysAddr {
+        PhysAddr::new(self.phb.registers)
     }
 
     /// Tells the host what there is.
@@ -104,7 +128,7 @@ fn spec_with(page_limit: Option<u32>) -> ContextSpec {
 }
 
 impl<'b> Board for PowerNv<'b> {
-    type Driver = Driver<'b>;
+    type Driver = Driver;
     type Device = dyn DmaDevice + 'b;
 
     fn iommu(&self) -> &Iommu<Self::Driver> {
@@ -156,7 +180,7 @@ impl<'b> Board for PowerNv<'b> {
     fn bring_up_dead_unit(&self) -> Result<(), Error> {
         let pool = MEMORY.spare_pool().ok_or(Error::NeedPages { count: 1 })?;
         // SAFETY: the same bridge; one CPU, so that the other user does nothing meanwhile.
-        let dead = unsafe { registers(&self.phb) };
+        let dead = unsafe { withholding(&self.phb) }.ok_or(Error::Hardware { source: 0, code: 0 })?;
         dead.withhold64_as(QUIESCE_DMA_KILL_STATUS);
         let firmware = OpalPci::new(&self.phb);
         TceIommu::<_, _, _, _, _>::bring_up(

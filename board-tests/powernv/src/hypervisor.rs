@@ -3,10 +3,10 @@
 use core::ptr::NonNull;
 
 use portcullis_hal::PhysAddr;
-use portcullis_hypervisor::power::{Frame, Verdict, cpu, memory::GuestMemory, scenario::Machine};
-use portcullis_suite::Event;
+use portcullis_hypervisor::power::{cpu, guest::Guest, memory::GuestMemory, scenario::Machine};
+use portcullis_suite::{Event, Failure};
 
-use crate::{console, image, opal, pci::Function, tree::Tree};
+use crate::{board::PowerNv, console, hypercalls, image, opal, pci::Function, tree::Tree};
 
 unsafe extern "C" {
     /// First byte of the guest's memory, from the link script.
@@ -14,19 +14,25 @@ unsafe extern "C" {
 }
 
 /// The machine with its other CPUs.
-pub(crate) struct Guests<'t> {
+pub(crate) struct Guests<'t, 'b> {
     tree: &'t Tree,
+    board: &'t PowerNv<'b>,
     /// The first edu.
     device: Option<&'t Function>,
 }
 
-impl<'t> Guests<'t> {
-    pub(crate) const fn new(tree: &'t Tree, device: Option<&'t Function>) -> Self {
-        Self { tree, device }
+impl<'t, 'b> Guests<'t, 'b> {
+    pub(crate) const fn new(tree: &'t Tree, board: &'t PowerNv<'b>, device: Option<&'t Function>) -> Self {
+        Self { tree, board, device }
+    }
+
+    /// The machine without its CPUs.
+    pub(crate) const fn board(&self) -> &'t PowerNv<'b> {
+        self.board
     }
 }
 
-impl Machine for Guests<'_> {
+impl Machine for Guests<'_, '_> {
     fn emit(&self, event: &Event<'_>) {
         console::emit(event);
     }
@@ -53,10 +59,8 @@ impl Machine for Guests<'_> {
     fn digest(&self) -> u64 {
         image::digest()
     }
-}
 
-/// The real-mode handler of the guest's hypercalls: knows none yet.
-#[unsafe(no_mangle)]
-extern "C" fn portcullis_real_mode_hcall(_frame: *mut Frame) -> u64 {
-    Verdict::TooHard as u64
+    fn act(&self, guest: Guest, name: &str) -> Option<Result<(), Failure>> {
+        hypercalls::act(self, guest, name)
+    }
 }

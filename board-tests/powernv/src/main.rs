@@ -11,12 +11,15 @@ mod board;
 mod console;
 mod entry;
 mod firmware;
+mod hypercalls;
 mod hypervisor;
 mod image;
 mod little_endian;
 mod memory;
 mod opal;
 mod pci;
+mod port;
+mod server;
 mod trap;
 mod tree;
 
@@ -69,12 +72,12 @@ fn run(tree: *const u8) -> Result<(), &'static str> {
         nvme.as_ref().map(|device| device as &dyn DmaDevice),
     ];
     // SAFETY: what the device tree says, made once.
-    let registers = unsafe { board::registers(&phb) };
-    let board = PowerNv::bring_up(phb, &registers, devices, &buffers).map_err(|error| {
+    let registers = unsafe { board::registers(&phb) }.ok_or("the bridge has no registers")?;
+    let board = PowerNv::bring_up(phb, registers, devices, &buffers).map_err(|error| {
         defmt::error!("bring-up: {}", defmt::Debug2Format(&error));
         "the bridge did not come up"
     })?;
-    let guests = Guests::new(&tree, of_kind(Kind::Edu).next());
+    let guests = Guests::new(&tree, &board, of_kind(Kind::Edu).next());
     act(&board, &guests, tree.option("scenario"))
 }
 
@@ -85,7 +88,7 @@ fn registers_of(function: &Function) -> RealModeRegisters {
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.
-fn act(board: &PowerNv<'_>, guests: &Guests<'_>, scenario: Option<&str>) -> Result<(), &'static str> {
+fn act(board: &PowerNv<'_>, guests: &Guests<'_, '_>, scenario: Option<&str>) -> Result<(), &'static str> {
     board.announce();
     let Some(name) = scenario else {
         list_devices(board);

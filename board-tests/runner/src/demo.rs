@@ -50,6 +50,8 @@ const STORY: &[&str] = &[
     "snoop_on_every_leaf",
     "snoop_refused_without_control",
     "lost_invalidation_quarantines",
+    "hcall_driver",
+    "hcall_hostile_guest",
 ];
 
 /// What the lines of the story are about.
@@ -57,7 +59,9 @@ const LEGEND: &str = "
 Each scenario boots a machine of its own. Its image plays the hypervisor: it maps buffers for test devices,
 lets them copy, and judges by the bytes in memory what landed. `edu` is a device of QEMU that copies on
 request, from and to a buffer inside it. That buffer is filled from IOVA 0x1000 and emptied to IOVA 0x2000,
-so every context maps these two. `witness` compares what the image says with what QEMU itself wrote down.";
+so every context maps these two. `witness` compares what the image says with what QEMU itself wrote down.
+On POWER a guest maps for itself in the last scenarios, by hypercalls from HV = 0: one as a driver does, one that
+means harm.";
 
 /// Installs what is missing, builds, boots, shows; `true` when all went as expected.
 pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {

@@ -14,10 +14,10 @@ impl Promises {
         Ok(Self::parse(&fs::read_to_string(&path).map_err(Error::file(path))?))
     }
 
-    /// Rows of tables whose first cell is an id.
+    /// Rows of tables whose first cell is an id; the promise is the second.
     fn parse(text: &str) -> Self {
         let row = |line: &str| {
-            let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.splitn(2, " | ");
+            let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ");
             let (id, promise) = (cells.next()?, cells.next()?);
             let is_id = id.len() > 1 && id.chars().skip(1).all(|c| c.is_ascii_digit());
             is_id.then(|| (id.to_owned(), promise.to_owned()))
@@ -46,7 +46,8 @@ mod tests {
 
     #[test]
     fn rows_without_an_id_are_none() {
-        let promises = Promises::parse("| id | promise |\n| --- | --- |\n| S01 | One. |\n| S | part |\ntext");
+        let promises =
+            Promises::parse("| id | promise |\n| --- | --- |\n| S01 | One. | more |\n| S | part |\ntext");
         assert_eq!(promises.of(&["S01", "id", "S"]).collect::<Vec<_>>(), ["One."]);
     }
 }

@@ -23,6 +23,8 @@ const QUEUE_BYTES: usize = nvme::QUEUE_BYTES as usize;
 const LARGE_BYTES: usize = 2 << 20;
 const POOL_PAGES: usize = 256;
 const SPARE_PAGES: usize = 16;
+/// Pages in which hypercalls keep what guests wrote.
+const VIEW_PAGES: usize = 64;
 
 /// The layout: the large buffer first, because it needs the largest alignment.
 #[repr(C, align(0x20_0000))]
@@ -32,6 +34,7 @@ struct Layout {
     queues: [u8; QUEUE_BYTES],
     pool: [[u64; 512]; POOL_PAGES],
     spare: [[u64; 512]; SPARE_PAGES],
+    views: [[u64; 512]; VIEW_PAGES],
 }
 
 /// Memory for one image, to be a `static`: zeroed by the entry code, never reached by Rust references
@@ -40,6 +43,7 @@ pub struct ImageMemory {
     layout: UnsafeCell<Layout>,
     pool_taken: AtomicBool,
     spare_taken: AtomicBool,
+    views_taken: AtomicBool,
 }
 
 // SAFETY: only raw pointers into it are made, each to a part with one purpose; a pool is given out once.
@@ -58,11 +62,13 @@ impl ImageMemory {
             queues: [0; QUEUE_BYTES],
             pool: [[0; 512]; POOL_PAGES],
             spare: [[0; 512]; SPARE_PAGES],
+            views: [[0; 512]; VIEW_PAGES],
         };
         Self {
             layout: UnsafeCell::new(layout),
             pool_taken: AtomicBool::new(false),
             spare_taken: AtomicBool::new(false),
+            views_taken: AtomicBool::new(false),
         }
     }
 
@@ -80,6 +86,14 @@ impl ImageMemory {
         // SAFETY: a live static; no reference is made.
         let start = unsafe { &raw mut (*self.layout.get()).spare };
         donate(start.cast(), SPARE_PAGES, &self.spare_taken)
+    }
+
+    /// A pool that no hardware walks: for what hypercalls keep; `None` the second time.
+    #[must_use]
+    pub fn view_pool(&'static self) -> Option<PagePool<DonatedPages<'static>>> {
+        // SAFETY: a live static; no reference is made.
+        let start = unsafe { &raw mut (*self.layout.get()).views };
+        donate(start.cast(), VIEW_PAGES, &self.views_taken)
     }
 
     /// The buffers for devices.

@@ -1,6 +1,10 @@
 //! POWER: cache-inhibited access in real mode, ordinary access in virtual mode, the time base.
 
-use core::{arch::asm, ptr::NonNull, time::Duration};
+use core::{
+    arch::asm,
+    ptr::{NonNull, with_exposed_provenance_mut},
+    time::Duration,
+};
 
 use super::window::Window;
 use crate::{
@@ -117,6 +121,57 @@ unsafe impl RegisterIo for MappedRegisters {
     fn write64(&self, offset: usize, value: u64) {
         full_barrier();
         self.0.write(offset, value.to_be());
+    }
+}
+
+/// Big-endian registers of a host bridge, reached in whichever mode the CPU is: by hypercalls in real mode and in the
+/// hypervisor's full context alike.
+#[derive(Debug)]
+pub struct EitherModeRegisters {
+    real: RealModeRegisters,
+    mapped: MappedRegisters,
+}
+
+impl EitherModeRegisters {
+    /// The `bytes` bytes of registers at physical address `base`; `None` for address 0.
+    ///
+    /// # Safety
+    /// Only used with HV = 1; with DR = 1 only while the registers are mapped at their own address, guarded and
+    /// cache-inhibited. The window must be 8-byte aligned and hold the registers of one device and nothing else.
+    #[must_use]
+    pub unsafe fn new(base: PhysAddr, bytes: usize) -> Option<Self> {
+        let start = NonNull::new(with_exposed_provenance_mut(base.as_u64() as usize))?;
+        // SAFETY: the caller promises what both ask for; each is used in its own mode.
+        Some(unsafe {
+            Self { real: RealModeRegisters::new(base, bytes), mapped: MappedRegisters::new(start, bytes) }
+        })
+    }
+}
+
+/// Whether data accesses are translated (MSR[DR]; Power ISA, Book III, "Machine State Register").
+fn is_translating() -> bool {
+    let state: u64;
+    // SAFETY: reads MSR, which has no effect but its result.
+    unsafe { asm!("mfmsr {s}", s = out(reg) state, options(nostack, nomem, preserves_flags)) }
+    state & 1 << 4 != 0
+}
+
+// SAFETY: both refuse what lies outside the window or is misaligned, and order the access after memory.
+unsafe impl RegisterIo for EitherModeRegisters {
+    fn read32(&self, offset: usize) -> u32 {
+        if is_translating() { self.mapped.read32(offset) } else { self.real.read32(offset) }
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        if is_translating() { self.mapped.write32(offset, value) } else { self.real.write32(offset, value) }
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        if is_translating() { self.mapped.read64(offset) } else { self.real.read64(offset) }
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        if is_translating() { self.mapped.write64(offset, value) } else { self.real.write64(offset, value) }
     }
 }
 

@@ -12,9 +12,10 @@ pub mod oracle;
 pub mod port;
 mod rules;
 pub mod scenario;
+pub mod stand;
 pub mod two;
 
 pub use call::{Answer, Call};
 pub use oracle::Oracle;
 pub use port::{Area, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window};
-pub use rules::{RULES, Rule, run_rule};
+pub use rules::{RULES, Rule, Topic, run_rule};

@@ -95,6 +95,8 @@ bitflags! {
         const NEXT_STEP = 1 << 6;
         /// [`Moment::Taken`].
         const TAKEN = 1 << 7;
+        /// Nothing more, but less: a device takes so long that a rule looks through it at fewer places.
+        const SLOW_DEVICE = 1 << 8;
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// How long a script may take: QEMU may stand still for a while.
-const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(10);
 /// Status of a hypercall that nobody knows (H_FUNCTION of the LoPAPR, 14.4.2).
 const H_FUNCTION: u64 = -2i64 as u64;
 
@@ -40,6 +40,8 @@ pub trait Machine {
     fn start_second(&self) -> Result<(), i64>;
     /// A number that changes when the image's code or constants do.
     fn digest(&self) -> u64;
+    /// Runs a scenario that needs the image's own hypercalls; `None` when there is none of that name.
+    fn act(&self, guest: Guest, name: &str) -> Option<Result<(), Failure>>;
 }
 
 /// Runs the scenario with this name and tells how it went; `None` when there is none.
@@ -72,7 +74,9 @@ unsafe fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "guest_is_served_in_virtual_mode" => translated::guest_is_served_in_virtual_mode(&stage),
         "guest_drives_a_device" => device::guest_drives_a_device(&stage),
         "two_vcpus_overlap" => overlap::two_vcpus_overlap(&stage),
-        _ => fail("the catalogue names a scenario that is not there"),
+        _ => machine
+            .act(guest, name)
+            .unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }
 
@@ -108,26 +112,42 @@ fn no_call(frame: &mut Frame) {
     frame.set_status(H_FUNCTION);
 }
 
+/// Fails with the line of the caller unless `condition` holds.
+///
+/// # Errors
+/// `what`, as a failure.
 #[track_caller]
-fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
+pub fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
     if condition { Ok(()) } else { fail(what) }
 }
 
+/// Fails with the line of the caller.
+///
+/// # Errors
+/// `what`, as a failure.
 #[track_caller]
-fn fail<T>(what: &'static str) -> Result<T, Failure> {
+pub fn fail<T>(what: &'static str) -> Result<T, Failure> {
     Err(Failure { what, error: None, line: core::panic::Location::caller().line() })
 }
 
+/// The value, if there is one.
+///
+/// # Errors
+/// `what`, as a failure.
 #[track_caller]
-fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure> {
+pub fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure> {
     match value {
         Some(value) => Ok(value),
         None => fail(what),
     }
 }
 
+/// What came of a guest's turn.
+///
+/// # Errors
+/// A turn that did not end with its script, as a failure.
 #[track_caller]
-fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
+pub fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
     match ended {
         Ok(value) => Ok(value),
         Err(Stop::TimedOut) => fail("the guest did not end its script in time"),
@@ -136,8 +156,12 @@ fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
     }
 }
 
+/// What came of an order to the second CPU.
+///
+/// # Errors
+/// A CPU that did not come, as a failure.
 #[track_caller]
-fn present<T>(result: Result<T, Lost>) -> Result<T, Failure> {
+pub fn present<T>(result: Result<T, Lost>) -> Result<T, Failure> {
     match result {
         Ok(value) => Ok(value),
         Err(Lost::Refused(_)) => fail("firmware starts no second CPU"),

@@ -24,6 +24,31 @@ pub struct Rule {
     pub needs: Offers,
 }
 
+/// What a rule is about, for whoever runs them in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Calls alone.
+    Calls,
+    /// What a device reaches after calls.
+    Device,
+    /// Hardware tables that come and go behind a window.
+    Connections,
+}
+
+impl Rule {
+    /// What it is about.
+    #[must_use]
+    pub fn topic(&self) -> Topic {
+        if self.id >= "D50" || self.needs.contains(Offers::SECOND_DEVICE) {
+            Topic::Connections
+        } else if self.needs.contains(Offers::DEVICE) {
+            Topic::Device
+        } else {
+            Topic::Calls
+        }
+    }
+}
+
 macro_rules! rules {
     ($($id:literal $module:ident :: $name:ident $text:literal needs $needs:expr;)+) => {
         /// All rules, whatever port they need, in an order that any port can keep: only the last one leaves

@@ -100,9 +100,9 @@ pub(super) fn no_permission_unmaps<P: GuestPort>(guest: &mut Guest<'_, P>) -> Re
             let status = guest.put(ENTRY, tce);
             guest.commits(status)?;
             guest.holds(ENTRY, tce)?;
-            guest.reaches(guest.ioba(ENTRY), page, Reach::NOTHING)?;
             guest.counts(1)?;
         }
+        guest.reaches(guest.ioba(ENTRY), page, Reach::NOTHING)?;
     }
     Ok(())
 }
@@ -149,9 +149,10 @@ pub(super) fn region_of_smaller_pages<P: GuestPort>(guest: &mut Guest<'_, P>) ->
     guest.counts(32)
 }
 
-/// The device reaches each 4 KiB of the area's first 64 KiB, or none.
+/// The device reaches each 4 KiB of the area's first 64 KiB, or none; a slow one shows it of both ends.
 fn reaches_all<P: GuestPort>(guest: &mut Guest<'_, P>, area: Area, reach: Reach) -> Result<(), Failure> {
-    (0..16).try_for_each(|page| {
+    let step = if guest.is_slow() { 15 } else { 1 };
+    (0..16).step_by(step).try_for_each(|page| {
         let ioba = guest.ioba(ENTRY) + (page << 12);
         guest.reaches(ioba, area.page(page), reach)
     })

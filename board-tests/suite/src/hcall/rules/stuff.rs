@@ -41,6 +41,9 @@ pub(super) fn any_other_value_clears<P: GuestPort>(guest: &mut Guest<'_, P>) -> 
             guest.holds_each(251 + count, 11 - count, |_| page | BOTH)?;
             guest.holds(250, page | BOTH)?;
             guest.counts(13 - count)?;
+            if guest.is_slow() && count != 10 {
+                continue;
+            }
             let reach = if count > 0 { Reach::NOTHING } else { Reach::ALL };
             guest.reaches(guest.ioba(251), page, reach)?;
             guest.reaches(guest.ioba(251 + count), page, Reach::ALL)?;
