@@ -88,7 +88,7 @@ const fn usual_call(window: Window, plain: u64, number: u64) -> Call {
     let (liobn, list) = (window.liobn, plain + (LIST_PAGE << 12));
     let first = number / 8 * 10 % (window.entries - 10);
     let (one, other, many) = (window.ioba(first), window.ioba(first + 1), window.ioba(first + 2));
-    let page = plain + (number % 24 << 12);
+    let page = plain + ((number % 24) << 12);
     match number % 8 {
         0 => Call::put(liobn, one, page | READ),
         1 => Call::put(liobn, other, page | WRITE),
@@ -112,7 +112,7 @@ struct Kind {
 fn kinds(window: Window, plain: u64) -> [Kind; 8] {
     let (liobn, ioba, list) = (window.liobn, window.start, plain + (LIST_PAGE << 12));
     let put = |tce| Call::put(liobn, ioba, tce);
-    let (page, other) = (put(plain | BOTH), put(plain + 0x1000 | BOTH));
+    let (page, other) = (put(plain | BOTH), put((plain + 0x1000) | BOTH));
     let (lists, clears) = (|n| Call::indirect(liobn, ioba, list, n), |n| Call::stuff(liobn, ioba, 0, n));
     let (all, budget) = (LIST_ENTRIES, u64::from(BUDGET));
     let kind = |what, entries, calls| Kind { what, entries, calls };

@@ -143,7 +143,7 @@ fn script(window: Window, plain: u64, vcpu: usize) -> impl Iterator<Item = Op> {
 const fn a_call(window: Window, plain: u64, vcpu: usize, number: u64) -> Call {
     let (liobn, first) = (window.liobn, vcpu as u64 * ENTRIES);
     let (all, one) = (window.ioba(first), window.ioba(first + number % ENTRIES));
-    let page = plain + (number % 16 << 12);
+    let page = plain + ((number % 16) << 12);
     match number % 7 {
         0 => Call::indirect(liobn, all, plain + (LIST_PAGE << 12), ENTRIES / 2),
         2 => Call::stuff(liobn, all, 0, ENTRIES / 4),

@@ -181,9 +181,9 @@ impl Oracle {
 
     fn accepts_list(&self, index: usize, list: u64, count: u64, mut read: impl FnMut(u64) -> u64) -> bool {
         let readable = || self.memory.iter().flatten().any(|area| area.holds(list, 0x1000));
-        let mut accepts = |number| self.accepts(index, read(list + number * 8));
+        let accepts = |number| self.accepts(index, read(list + number * 8));
         let shaped = count <= LIST_ENTRIES && list & 0xfff == 0;
-        shaped && (count == 0 || readable() && (0..count).all(|number| accepts(number)))
+        shaped && (count == 0 || readable() && (0..count).all(accepts))
     }
 
     fn set(&mut self, index: usize, entry: u64, tce: u64) {

@@ -36,7 +36,7 @@ fn unchanged<P: GuestPort>(guest: &mut Guest<'_, P>, count: u64) -> Result<(), F
 /// Entries that are good.
 fn write_good_list<P: GuestPort>(guest: &mut Guest<'_, P>, count: u64) {
     let base = guest.plain(8, BOTH);
-    guest.write_list(count, |number| base + (number % 8 << 12));
+    guest.write_list(count, |number| base + ((number % 8) << 12));
 }
 
 pub(super) fn list_too_long_or_misaligned<P: GuestPort>(guest: &mut Guest<'_, P>) -> Result<(), Failure> {
@@ -136,8 +136,8 @@ pub(super) fn each_entry_as_put_makes_it<P: GuestPort>(guest: &mut Guest<'_, P>)
     let base = guest.plain(0, 0);
     // All permissions, and entries without any.
     let tce = |number: u64| {
-        let page = base + (number * 5 % 16 << 12);
-        if number.is_multiple_of(4) { page + 0x7f8 } else { page | number % 4 }
+        let page = base + ((number * 5 % 16) << 12);
+        if number.is_multiple_of(4) { page + 0x7f8 } else { page | (number % 4) }
     };
     for _ in 0..2 {
         let status = guest.indirect(FIRST, LIST_ENTRIES, tce);
