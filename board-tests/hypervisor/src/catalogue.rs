@@ -17,12 +17,12 @@ catalogue! {
     guest_is_confined shows ["V04", "V05"] needs Requires::GUEST;
     two_vcpus_overlap shows ["V06"] needs Requires::GUEST;
     guest_drives_a_device shows ["V07"] needs Requires::GUEST;
-    hcall_rules shows ["D02", "D03", "D04", "D11", "D12", "D16", "D21", "D22", "D30", "D31", "D32", "D40", "D42"]
+    hcall_rules shows ["D02", "D03", "D11", "D12", "D16", "D21", "D22", "D30", "D31", "D32", "D40", "D42"]
         needs Requires::GUEST;
     hcall_device_rules shows ["D10", "D13", "D14", "D20", "D30", "D44"] needs Requires::GUEST;
     hcall_connection_rules shows ["D14", "D50", "D51", "D52", "D62"] needs Requires::GUEST;
     hcall_rules_in_virtual_mode
-        shows ["D02", "D03", "D04", "D11", "D12", "D16", "D21", "D22", "D30", "D31", "D32", "D42"]
+        shows ["D02", "D03", "D11", "D12", "D16", "D21", "D22", "D30", "D31", "D32", "D42"]
         needs Requires::GUEST;
     hcall_device_rules_in_virtual_mode shows ["D10", "D13", "D14", "D20", "D30", "D44"] needs Requires::GUEST;
     hcall_connection_rules_in_virtual_mode shows ["D14", "D50", "D51", "D52", "D62"] needs Requires::GUEST;

@@ -351,8 +351,10 @@ impl GuestPort for BoardPort<'_, '_, '_> {
         if self.board.iommu().driver().is_quarantined() {
             return Ok(());
         }
-        let live: u64 =
-            self.behind().map(|(window, context)| self.check_window(window, context)).sum::<Result<_, _>>()?;
+        let live: u64 = self
+            .behind()
+            .map(|(window, context)| self.check_window(window, context))
+            .sum::<Result<_, _>>()?;
         ensure(self.counted() == live, "counts are not the entries that hardware tables hold")
     }
 

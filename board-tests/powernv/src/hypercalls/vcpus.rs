@@ -34,9 +34,9 @@ const MANY: u64 = 16;
 /// The first entry that both vCPUs use, others in each round, and the first one of their own.
 const SHARED: u64 = 4;
 const OWN: u64 = 600;
-/// 4 KiB pages of the plain area: the vCPUs' meeting place, and their lists.
+/// 4 KiB pages of the plain area: the vCPUs' meeting place, and the first one's list, which the other's follows.
 const MEETING_PAGE: u64 = 28;
-const LIST_PAGES: [u64; VCPUS] = [29, 30];
+const LIST_PAGE: u64 = 29;
 
 /// D60.
 pub(super) fn two_vcpus(port: &mut BoardPort<'_, '_, '_>, machine: &Guests<'_, '_>) -> Result<(), Failure> {
@@ -107,7 +107,7 @@ fn script(window: Window, plain: u64, vcpu: usize) -> impl Iterator<Item = Op> {
 /// other with a list.
 fn a_call(window: Window, plain: u64, vcpu: usize, round: usize, number: usize) -> Call {
     let (liobn, first) = (window.liobn, first_entry(vcpu, round));
-    let list = plain + (LIST_PAGES[vcpu % VCPUS] << 12);
+    let list = plain + ((LIST_PAGE + vcpu as u64) << 12);
     let number = (number + vcpu * (CALLS - 2)) % CALLS;
     match number % 6 {
         2 | 4 => Call::get(liobn, window.ioba(first + round as u64 % MANY)),
@@ -127,7 +127,7 @@ fn write_lists(port: &mut BoardPort<'_, '_, '_>) {
     for vcpu in 0..VCPUS {
         port.write(plain.page(MEETING_PAGE) + vcpu as u64 * 128, 0);
         for number in 0..MANY {
-            let at = plain.page(LIST_PAGES[vcpu % VCPUS]) + number * 8;
+            let at = plain.page(LIST_PAGE + vcpu as u64) + number * 8;
             port.write(at, tce(plain.guest, vcpu, number as usize));
         }
     }
