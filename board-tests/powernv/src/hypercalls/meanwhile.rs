@@ -95,11 +95,11 @@ fn rounds<'s, 'a, 'b>(
             return Ok(during);
         }
     }
-    fail("the second vCPU finished no call meanwhile, or the hypervisor its own too seldom")
+    fail("no call of the second vCPU was under way meanwhile, or the hypervisor its own too seldom")
 }
 
 fn told(port: &mut BoardPort<'_, '_, '_>, calls: u64) {
-    let what = "calls that the second vCPU had finished meanwhile";
+    let what = "calls of the second vCPU that were under way meanwhile";
     port.emit(&Event::Measured { what, value: calls, unit: "calls" });
 }
 
@@ -109,8 +109,8 @@ fn connect(port: &mut BoardPort<'_, '_, '_>) -> Result<(), Failure> {
     ensure(done, "the second device was not connected")
 }
 
-/// Both vCPUs call, and the hypervisor does `control` on the first one's CPU; how many calls of the second vCPU lay
-/// wholly within that. `None` when it was refused.
+/// Both vCPUs call, and the hypervisor does `control` on the first one's CPU; how many calls of the second vCPU were
+/// under way during that. `None` when it was refused.
 fn during(port: &mut BoardPort<'_, '_, '_>, control: Control) -> Result<Option<u64>, Failure> {
     let plain = port.layout().plain();
     (0..2).for_each(|vcpu| port.write(plain.page(MEETING_PAGE) + vcpu * 128, 0));
@@ -153,7 +153,7 @@ const fn a_call(window: Window, plain: u64, vcpu: usize, number: u64) -> Call {
     }
 }
 
-/// Each call was done, or came to H_BUSY while the hypervisor was at it; how many lay wholly within that.
+/// Each call was done, or came to H_BUSY while the hypervisor was at it; how many were under way during that.
 fn judge(port: &BoardPort<'_, '_, '_>) -> Result<u64, Failure> {
     let report = port.outcome(0, 1 + BEFORE)?;
     let [begun, ended] = port.deed();
@@ -165,7 +165,7 @@ fn judge(port: &BoardPort<'_, '_, '_>) -> Result<u64, Failure> {
             let met = vcpu == SECOND && call.before < report.after && report.before < call.after;
             let status = call.status as i64;
             ensure(status == SUCCESS || status == BUSY && met, "a call came to another status")?;
-            within += u64::from(met && begun <= call.before && call.after <= ended);
+            within += u64::from(met && begun <= call.after && call.before <= ended);
             later += u64::from(vcpu == SECOND && ended < call.before);
         }
     }
