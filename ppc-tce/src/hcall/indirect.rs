@@ -44,6 +44,8 @@ where
     M: GuestMemory,
 {
     /// Reads the list once, judges it, looks everything up, takes all entries; then changes them, kills, counts out.
+    // A frame of its own, or the stack of each call would be that of the largest.
+    #[inline(never)]
     pub(super) fn put_tce_indirect<N: Mode>(
         &self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,

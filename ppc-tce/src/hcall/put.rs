@@ -20,7 +20,8 @@ where
     M: GuestMemory,
 {
     /// Judges, looks everything up, takes the entry, changes it, kills, counts out: in this order.
-    #[inline]
+    // A frame of its own, or the stack of each call would be that of the largest.
+    #[inline(never)]
     pub(super) fn put_tce<N: Mode>(
         &self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,

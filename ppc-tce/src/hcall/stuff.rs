@@ -41,6 +41,8 @@ where
 {
     /// One step of the call: at most as many entries as the window's budget says. A step that does not finish the call
     /// leaves the cursor where the next one goes on: starting over would clear what others have mapped since.
+    // A frame of its own, or the stack of each call would be that of the largest.
+    #[inline(never)]
     pub(super) fn stuff_tce<N: Mode>(
         &self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,

@@ -22,8 +22,8 @@ use crate::Failure;
 pub const VM: VmId = VmId(1);
 /// The VM that has a window which the guest has not.
 pub const OTHER_VM: VmId = VmId(2);
-/// How long the control plane waits for calls.
-const LIMIT: Duration = Duration::from_millis(500);
+/// How long the control plane waits for calls; an emulated CPU may stand still in the middle of one.
+const LIMIT: Duration = Duration::from_secs(5);
 /// Devices of the guest.
 pub const DEVICES: usize = 2;
 /// Regions of memory that may be registered.
