@@ -1,6 +1,6 @@
 # From the loader to Rust: PVH and Multiboot2 both enter in 32-bit protected mode without paging.
 
-.set STACK_BYTES, 0x20000
+.set STACK_BYTES, 0x80000
 .set MULTIBOOT2_MAGIC, 0xe85250d6
 .set LARGE_PRESENT_WRITABLE, 0x83
 .set UNCACHED, 0x18

@@ -162,7 +162,6 @@ fn hostile(port: &mut impl GuestPort, plan: Plan) -> Result<(), Failed> {
     let mut oracle = Oracle::new(port.layout());
     let tally = run_hostile(port, &mut oracle, plan)
         .map_err(|mismatch: Mismatch| Failed::from(format!("{mismatch:x?}")))?;
-    println!("{tally:?}, {} % committed", tally.percent_committed());
     if !tally.reached_all(port.offers()) || tally.percent_committed() < 30 {
         return Err(format!("{tally:?}").into());
     }
