@@ -11,6 +11,7 @@ use std::{
 use machine::{
     DATA, DEVICE, FAR, Guest, Machine, NEIGHBOUR, PAGE, QuiesceAndAttach, VM, device, range, spec,
 };
+use portcullis_fake::end::End;
 use portcullis_fake::vtd::{Reason, VtdConfig};
 use portcullis_hal::{DeviceId, Iova, RequesterId, Segment};
 use portcullis_iommu::Error;
@@ -31,6 +32,7 @@ fn f13_dma_during_switches_meets_the_old_context_the_new_one_or_none() {
     guest.map(0, DATA + PAGE, PAGE).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _end = End(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let seen = machine.write(0, 1);
@@ -42,7 +44,6 @@ fn f13_dma_during_switches_meets_the_old_context_the_new_one_or_none() {
             guest.claim.quiesce_and_attach(context).unwrap();
             machine.write(0, 1).unwrap();
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!((machine.byte(DATA), machine.byte(DATA + PAGE)), (1, 1), "both were met");
 }

@@ -16,18 +16,10 @@ use machine::{
         unmap,
     },
 };
+use portcullis_fake::end::End;
 use portcullis_fake::vtd::{Knobs, VtdConfig};
 use portcullis_iommu::Error;
 use portcullis_vtd::ContextSpec;
-
-/// Ends the other thread.
-struct End<'d>(&'d AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 fn is_timeout<T: std::fmt::Debug>(result: Result<T, Error>) {
     assert!(matches!(result, Err(Error::Timeout(_))), "{result:?}");

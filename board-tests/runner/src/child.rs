@@ -4,6 +4,7 @@
 //! deadline and on Ctrl-C. Should the runner itself be killed, the kernel kills the leader.
 
 use std::{
+    fmt,
     io::{self, Read},
     os::unix::process::CommandExt,
     process::{Command, ExitStatus, Stdio},
@@ -172,31 +173,59 @@ impl Lines {
 
 /// Runs a host tool to its end and hands each line of its output, of both kinds, to `line`.
 pub(crate) fn run(command: Command, line: impl FnMut(&str)) -> Result<ExitStatus, ChildError> {
-    match run_until(command, None, line)? {
+    match run_within(command, Limit::None, line)? {
         Ran::Ended(status) => Ok(status),
         Ran::Killed => Err(ChildError::Interrupted),
     }
 }
 
-/// How a tool ended that had a deadline.
+/// How long a tool may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    /// As long as it wants.
+    None,
+    /// So long from its start.
+    Whole(Duration),
+    /// Never silent for so long.
+    Silence(Duration),
+}
+
+/// How a tool ended that had a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ran {
     /// By itself.
     Ended(ExitStatus),
-    /// It was killed at the deadline.
+    /// It was killed at its limit.
     Killed,
 }
 
-/// The same with a deadline.
-pub(crate) fn run_until(
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended(status) => status.fmt(f),
+            Self::Killed => f.write_str("a hang"),
+        }
+    }
+}
+
+/// The same within a limit.
+pub(crate) fn run_within(
     command: Command,
-    deadline: Option<Instant>,
+    limit: Limit,
     mut line: impl FnMut(&str),
 ) -> Result<Ran, ChildError> {
     let child = Child::start(command)?;
     let (mut out, mut err) = (Lines::default(), Lines::default());
+    let mut deadline = match limit {
+        Limit::None => None,
+        Limit::Whole(time) | Limit::Silence(time) => Some(Instant::now() + time),
+    };
     loop {
-        match child.next(deadline)? {
+        let next = child.next(deadline)?;
+        if let Limit::Silence(time) = limit {
+            deadline = Some(Instant::now() + time);
+        }
+        match next {
             Next::Output(Output::Out(bytes)) => out.feed(&bytes, &mut line),
             Next::Output(Output::Err(bytes)) => err.feed(&bytes, &mut line),
             Next::Ended => break,
@@ -249,22 +278,30 @@ mod tests {
         let child = Child::start(shell("sleep 60")).unwrap();
         let deadline = Instant::now() + Duration::from_millis(120);
         assert!(matches!(child.next(Some(deadline)), Ok(Next::Deadline)));
-        let soon = Some(Instant::now() + Duration::from_millis(120));
-        assert_eq!(run_until(shell("sleep 60"), soon, |_| {}).unwrap(), Ran::Killed);
+        for limit in [Limit::Whole, Limit::Silence].map(|limit| limit(Duration::from_millis(120))) {
+            assert_eq!(run_within(shell("sleep 60"), limit, |_| {}).unwrap(), Ran::Killed);
+        }
     }
 
     #[test]
     fn a_child_that_never_falls_silent_meets_its_deadline_too() {
         let begun = Instant::now();
-        let soon = Some(begun + Duration::from_millis(120));
-        assert_eq!(run_until(shell("exec yes"), soon, |_| {}).unwrap(), Ran::Killed);
+        let soon = Limit::Whole(Duration::from_millis(120));
+        assert_eq!(run_within(shell("exec yes"), soon, |_| {}).unwrap(), Ran::Killed);
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
     #[test]
     fn a_child_that_closed_its_output_meets_its_deadline_too() {
-        let soon = Some(Instant::now() + Duration::from_millis(120));
-        assert_eq!(run_until(shell("exec sleep 60 >&- 2>&-"), soon, |_| {}).unwrap(), Ran::Killed);
+        let soon = Limit::Whole(Duration::from_millis(120));
+        assert_eq!(run_within(shell("exec sleep 60 >&- 2>&-"), soon, |_| {}).unwrap(), Ran::Killed);
+    }
+
+    #[test]
+    fn a_child_that_is_heard_in_time_may_take_as_long_as_it_wants() {
+        let silence = Limit::Silence(Duration::from_secs(2));
+        let ran = run_within(shell("for i in 1 2 3 4 5; do echo $i; sleep 0.5; done"), silence, |_| {});
+        assert!(matches!(ran.unwrap(), Ran::Ended(status) if status.success()));
     }
 
     #[test]

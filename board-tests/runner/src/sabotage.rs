@@ -15,7 +15,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::{
-    child::{self, Ran},
+    child::{self, Limit},
     error::Error,
     progress::{Screen, seconds, toned},
     project::{self, Project},
@@ -173,15 +173,10 @@ fn test(tree: &Tree, breakage: &Breakage, state: &str) -> Result<Tests, Error> {
 fn is_green(tree: &Tree, breakage: &Breakage, name: &str) -> Result<bool, Error> {
     let command = cargo_test(tree, breakage, &["--", "--test-threads=1", "--exact", name]);
     let mut reader = Reader::new(Kind::Host, "");
-    let deadline = Instant::now() + DEADLINE;
-    let ran = child::run_until(command, Some(deadline), |line| {
+    let ran = child::run_within(command, Limit::Whole(DEADLINE), |line| {
         reader.line(line);
     })?;
-    let end = match ran {
-        Ran::Ended(status) => status.to_string(),
-        Ran::Killed => "a hang".to_owned(),
-    };
-    let outcomes = reader.finish(&[name.to_owned()], &end);
+    let outcomes = reader.finish(&[name.to_owned()], &ran.to_string());
     Ok(outcomes.iter().all(|outcome| outcome.verdict != Verdict::Failed))
 }
 

@@ -13,6 +13,7 @@
 
 pub mod checked;
 pub mod dma;
+pub mod end;
 pub mod few_cells;
 pub mod obedient;
 

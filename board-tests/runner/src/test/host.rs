@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -12,7 +13,7 @@ use super::{
     outcome::{Kind, Outcome},
 };
 use crate::{
-    child,
+    child::{self, Limit},
     error::Error,
     progress::Screen,
     project::{self, Project},
@@ -20,6 +21,9 @@ use crate::{
 
 /// Name that all doc tests begin with.
 const DOC_PREFIX: &str = "doc ";
+
+/// A program of which nothing is heard for so long hangs: no test, with what it builds, takes nearly as long.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// One test program.
 pub(super) struct Program {
@@ -137,12 +141,12 @@ impl Program {
         let mut command = self.command();
         command.arg("--test-threads=1").args(arguments);
         let mut reader = Reader::new(Kind::Host, &self.prefix);
-        let status = child::run(command, |line| {
+        let ran = child::run_within(command, Limit::Silence(SILENCE), |line| {
             if let Some(outcome) = reader.line(line) {
                 done(outcome);
             }
         })?;
-        Ok(reader.finish(expected, &status.to_string()))
+        Ok(reader.finish(expected, &ran.to_string()))
     }
 }
 
@@ -168,14 +172,14 @@ pub(super) fn run_docs(
     let mut command = project.cargo();
     command.args(["test", "--doc", "--no-fail-fast", "--", "--test-threads=1"]);
     let mut reader = Reader::new(Kind::Doc, DOC_PREFIX);
-    let status = child::run(command, |line| {
+    let ran = child::run_within(command, Limit::Silence(SILENCE), |line| {
         if let Some(outcome) = reader.line(line).filter(|outcome| names.contains(&outcome.name)) {
             done(outcome);
         }
     })?;
     let own: Vec<_> =
         names.iter().filter_map(|name| name.strip_prefix(DOC_PREFIX)).map(str::to_owned).collect();
-    let outcomes = reader.finish(&own, &status.to_string());
+    let outcomes = reader.finish(&own, &ran.to_string());
     Ok(outcomes.into_iter().filter(|outcome| names.contains(&outcome.name)).collect())
 }
 
