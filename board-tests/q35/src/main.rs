@@ -20,7 +20,7 @@ mod walk;
 use core::{panic::PanicInfo, ptr, ptr::NonNull};
 
 use portcullis_hal::arch::x86_64::MmioRegisters;
-use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::Nvme};
+use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::NvmeDevice};
 use portcullis_vtd::{Dmar, UnitConfig, dmar::Drhd};
 
 use crate::{
@@ -60,7 +60,7 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
     let (first, second) = (edus.next(), edus.next());
     let nvme = pci::nvmes().find_map(|function| {
         let registers = registers_at(function.registers, function.bytes)?;
-        Some(Nvme::new(function.id, registers, clock, buffers.queues()?))
+        Some(NvmeDevice::new(function.id, registers, clock, buffers.queues()?))
     });
     let devices: Devices<'_> = [
         first.as_ref().map(|device| device as &dyn DmaDevice),

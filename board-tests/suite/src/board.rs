@@ -111,6 +111,10 @@ pub trait DmaDevice {
     fn queues(&self) -> Option<Buffer<'_>> {
         None
     }
+    /// The device as a disk, if it is one. It must have been [started](Self::start).
+    fn disk(&self) -> Option<&dyn Disk> {
+        None
+    }
     /// Starts a device that has queues, which are mapped at `queues`. To be called once.
     ///
     /// # Errors
@@ -153,6 +157,55 @@ pub enum DmaError {
     /// More bytes than the device can copy at once.
     TooLong {
         /// Bytes asked for.
-        bytes: u32,
+        bytes: u64,
     },
+    /// The device ended a command with an error.
+    Refused {
+        /// Its status, as the device tells it.
+        status: u16,
+    },
+    /// The device cannot be told of memory there.
+    Misaligned {
+        /// Where it begins.
+        iova: Iova,
+    },
+}
+
+/// How a disk is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks that it has.
+    pub blocks: u64,
+    /// Bytes in a block: a power of two.
+    pub block_bytes: u64,
+    /// Most bytes that it moves at once.
+    pub max_bytes: u64,
+}
+
+impl Geometry {
+    /// Bytes of the whole disk.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.blocks.saturating_mul(self.block_bytes)
+    }
+}
+
+/// A device that keeps blocks of data. Calls wait for it, under a deadline.
+pub trait Disk {
+    /// Asks how it is divided. The 4 KiB of `page`, which it writes, are mapped at `iova`.
+    ///
+    /// # Errors
+    /// [`DmaError`].
+    fn identify(&self, iova: Iova, page: &dyn SharedBytes) -> Result<Geometry, DmaError>;
+    /// Reads whole blocks, from `block` on, into memory that lies at `memory` in the device's own address
+    /// space. Whether all of it arrived, data tells.
+    ///
+    /// # Errors
+    /// [`DmaError`]; after [`DmaError::Refused`] any part may have arrived.
+    fn read(&self, geometry: Geometry, block: u64, memory: Iova, bytes: u64) -> Result<(), DmaError>;
+    /// Writes whole blocks, from `block` on, with what lies at `memory`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn write(&self, geometry: Geometry, block: u64, memory: Iova, bytes: u64) -> Result<(), DmaError>;
 }
