@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod board;
+pub mod checksum;
 pub mod edu;
 pub mod event;
 pub mod hcall;
