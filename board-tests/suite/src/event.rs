@@ -197,6 +197,13 @@ pub enum Event<'a> {
         /// Of what, as `ticks`.
         unit: &'a str,
     },
+    /// The policy's log names the VM that owned a device when its fault was read.
+    Blamed {
+        /// Requester ID.
+        requester: u16,
+        /// The VM.
+        vm: u32,
+    },
     /// All of something was read, and this is its [checksum](crate::checksum): the host knows the right one.
     Checksum {
         /// What was read: [`DISK`].

@@ -2,6 +2,7 @@
 
 mod attach;
 mod coherency;
+mod disk;
 mod handover;
 mod hardware;
 mod host;
@@ -49,6 +50,8 @@ bitflags! {
         const GUEST = 1 << 9;
         /// The hypervisor can turn on address translation: POWER9 and later.
         const RADIX = 1 << 10;
+        /// The third device is a disk, and the host knows what it holds.
+        const DISK = 1 << 11;
     }
 }
 
@@ -139,6 +142,8 @@ catalogue! {
     notice::notice_on_a_coherent_bus shows ["S27"] needs Requires::TCE;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
+    disk::disk_is_read_through_tables shows ["S28"] needs Requires::DISK.union(Requires::FAULT_LOG);
+    disk::throughput shows ["S29"] needs Requires::DISK.union(Requires::VTD);
 }
 
 /// Runs the scenario with this name and emits how it went; `None` when there is none, or when the board

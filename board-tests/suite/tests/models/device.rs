@@ -149,7 +149,7 @@ impl<B: Bus> DmaDevice for ModelDevice<B> {
 
     fn read_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
         let mut own = self.own.borrow_mut();
-        let target = own.get_mut(..bytes as usize).ok_or(DmaError::TooLong { bytes })?;
+        let target = own.get_mut(..bytes as usize).ok_or(DmaError::TooLong { bytes: bytes.into() })?;
         if self.masters() {
             let passed = self.bus.read(self.id.requester.as_u16(), iova.as_u64(), target);
             self.note(iova, Direction::Read, passed);
@@ -159,7 +159,7 @@ impl<B: Bus> DmaDevice for ModelDevice<B> {
 
     fn write_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
         let own = self.own.borrow();
-        let source = own.get(..bytes as usize).ok_or(DmaError::TooLong { bytes })?;
+        let source = own.get(..bytes as usize).ok_or(DmaError::TooLong { bytes: bytes.into() })?;
         if self.masters() {
             let passed = self.bus.write(self.id.requester.as_u16(), iova.as_u64(), source);
             self.note(iova, Direction::Write, passed);
