@@ -26,6 +26,10 @@ const STRAGGLER: u8 = 0xee;
 pub trait Bus: Clone {
     fn read(&self, requester: u16, iova: u64, bytes: &mut [u8]) -> bool;
     fn write(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool;
+    /// The same with nothing that follows later.
+    fn write_at_once(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool {
+        self.write(requester, iova, bytes)
+    }
 }
 
 impl Bus for FakeVtd {
@@ -37,6 +41,10 @@ impl Bus for FakeVtd {
         // The last byte of the page follows later: only an invalidation that drains brings it home.
         let passed = self.dma_write(requester, iova, bytes).is_ok();
         passed && self.dma_write_posted(requester, iova | 0xfff, &[STRAGGLER]).is_ok()
+    }
+
+    fn write_at_once(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool {
+        self.dma_write(requester, iova, bytes).is_ok()
     }
 }
 
@@ -125,6 +133,16 @@ impl<B: Bus> ModelDevice<B> {
             own: RefCell::new(vec![0; BUFFER_BYTES]),
             begun: Cell::new(None),
             transfers: transfers.clone(),
+        }
+    }
+
+    /// Writes what is not the device's own buffer, page by page.
+    pub fn write_pages(&self, iova: Iova, content: &[u8]) {
+        if self.masters() {
+            let (requester, pages) = (self.id.requester.as_u16(), content.chunks(BUFFER_BYTES));
+            let mut places = (iova.as_u64()..).step_by(BUFFER_BYTES).zip(pages);
+            let passed = places.all(|(iova, page)| self.bus.write_at_once(requester, iova, page));
+            self.note(iova, Direction::Write, passed);
         }
     }
 
