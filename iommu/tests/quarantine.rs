@@ -1,12 +1,12 @@
-//! Groups that the hypervisor sets aside on request.
+//! Devices that did what they may not: whose they are, and how they are set aside.
 #![allow(missing_docs, reason = "tests document themselves by their names")]
 
 mod recorder;
 
 use core::time::Duration;
 
-use portcullis_hal::Clock;
-use portcullis_iommu::{Error, Event};
+use portcullis_hal::{Access, Clock, Iova};
+use portcullis_iommu::{Error, Event, Fault, FaultReason, ownership::Owner};
 use recorder::{DEAD, Did, OTHER, QuiesceAndAttach, VM, attached, device, granted, policy};
 
 const LIMIT: Duration = Duration::from_millis(5);
@@ -77,4 +77,29 @@ fn a21_hardware_that_does_not_answer_is_never_readmitted() {
     assert_eq!(iommu.readmit(group), Err(Error::Quarantined));
     assert_eq!(iommu.destroy_context(context), Err(Error::Quarantined), "its tables may still be read");
     assert_eq!(iommu.quarantine(group, &Ticking::default(), LIMIT), Err(Error::Quarantined));
+}
+
+#[test]
+fn a22_a_fault_is_logged_with_the_owner_of_its_device() {
+    let iommu = policy();
+    let group = granted(&iommu, &[1]);
+    let fault = Fault {
+        device: device(1),
+        iova: Some(Iova::new(0x5000)),
+        access: Access::WRITE,
+        reason: FaultReason::WriteDenied,
+    };
+    let blamed = |owner| {
+        iommu.driver().0.borrow_mut().faults.push(fault);
+        while iommu.take_event().is_some() {}
+        assert_eq!(iommu.take_fault(), Some(fault));
+        assert_eq!(iommu.take_event(), Some(Event::Fault { fault, owner }));
+    };
+    blamed(None);
+    let (claim, _) = attached(&iommu, group);
+    blamed(Some(Owner::Guest(VM)));
+    iommu.quarantine(group, &Ticking::default(), LIMIT).expect("a quarantine");
+    blamed(Some(Owner::Guest(VM)));
+    claim.release().expect("a release");
+    blamed(None);
 }

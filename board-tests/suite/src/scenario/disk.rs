@@ -187,11 +187,12 @@ fn read_without_mapping<B: Board>(reader: &Reader<'_, '_, B>, aimed: Iova) -> Re
     ensure(untouched, "data arrived without a mapping")?;
     reader.tell_transfer(aimed, Effect::Blocked)?;
     stage.tell_fault(fault);
-    let page = fault.iova.map_or(0, Iova::as_u64);
-    ensure((aimed.as_u64()..aimed.as_u64() + CHUNK).contains(&page), "the report names another address")?;
+    let page = need(fault.iova, "the report names no address")?;
+    let piece = aimed.as_u64()..aimed.as_u64() + CHUNK;
+    ensure(piece.contains(&page.as_u64()), "the report names another address")?;
     ensure(fault.device == stage.device(INDEX)?.id(), "the report names another requester")?;
     ensure(fault.reason == FaultReason::WriteDenied, "the report names another reason")?;
-    stage.expect_blame(fault, VM)
+    stage.expect_blame(fault.device, page, VM)
 }
 
 /// S29: how fast a disk is read through small pages, through small pages that are mapped and unmapped for

@@ -11,6 +11,7 @@ mod mapping;
 mod notice;
 mod registered;
 mod revocation;
+mod rogue;
 mod stage;
 mod transfer;
 mod watch;
@@ -142,6 +143,7 @@ catalogue! {
     notice::notice_on_a_coherent_bus shows ["S27"] needs Requires::TCE;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
+    rogue::rogue_is_blamed_and_quarantined shows ["A21", "A22", "S30"] needs Requires::FAULT_LOG;
     disk::disk_is_read_through_tables shows ["S28"] needs Requires::DISK.union(Requires::FAULT_LOG);
     disk::throughput shows ["S29"] needs Requires::DISK.union(Requires::VTD);
 }

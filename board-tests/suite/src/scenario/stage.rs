@@ -1,8 +1,8 @@
 //! What scenarios do again and again: own, attach, map, and tell the host.
 
-use portcullis_hal::{Access, DmaExtent, Iova, IovaRange};
+use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange};
 use portcullis_iommu::{
-    self as iommu, Claim, ContextHandle, Driver, Error, Fault, GroupId, Iommu, VmId, ownership::Owner,
+    self as iommu, Claim, ContextHandle, Driver, Error, GroupId, Iommu, VmId, ownership::Owner,
 };
 
 use super::{Failure, words::describe};
@@ -193,15 +193,17 @@ impl<'b, B: Board> Stage<'b, B> {
         while self.iommu().take_event().is_some() {}
     }
 
-    /// Fails unless the policy's log blames `vm` for `fault`, and tells.
-    pub(super) fn expect_blame(&self, fault: Fault, vm: VmId) -> Result<(), Failure> {
+    /// Fails unless the policy's log blames `vm` for what `device` tried at `page`, and tells.
+    pub(super) fn expect_blame(&self, device: DeviceId, page: Iova, vm: VmId) -> Result<(), Failure> {
         let events = core::iter::from_fn(|| self.iommu().take_event());
         let blamed = events.filter_map(|event| match event {
-            iommu::Event::Fault { fault: told, owner } if told == fault => Some(owner),
+            iommu::Event::Fault { fault, owner } if (fault.device, fault.iova) == (device, Some(page)) => {
+                Some(owner)
+            }
             _ => None,
         });
         ensure(blamed.last() == Some(Some(Owner::Guest(vm))), "the log does not name the owner of the device")?;
-        self.board.emit(&Event::Blamed { requester: fault.device.requester.as_u16(), vm: vm.0 });
+        self.board.emit(&Event::Blamed { requester: device.requester.as_u16(), vm: vm.0 });
         Ok(())
     }
 
