@@ -19,12 +19,13 @@ mod walk;
 
 use core::{panic::PanicInfo, ptr, ptr::NonNull};
 
+use heapless::Vec;
 use portcullis_hal::arch::x86_64::MmioRegisters;
 use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::NvmeDevice};
-use portcullis_vtd::{Dmar, UnitConfig, dmar::Drhd};
+use portcullis_vtd::Dmar;
 
 use crate::{
-    board::{Devices, Q35},
+    board::{Devices, Q35, Registers, UNITS, Units},
     boot::BootInfo,
     exit::{Verdict, exit},
     memory::MEMORY,
@@ -74,24 +75,24 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
         defmt::error!("DMAR: {}", error);
         "the DMAR table is broken"
     })?;
-    let unit = common_unit(&dmar, &devices)?;
-    let window = registers_at(unit.base.as_u64(), UNIT_BYTES).ok_or("the unit is out of reach")?;
-    let registers = board::withholding(&window);
-    let mut config = UnitConfig::new(unit.segment);
-    config.host_address_bits = dmar.host_address_bits();
-    let board = Q35::bring_up(&window, &registers, devices, &buffers, clock, config).map_err(|error| {
+    let windows = windows(&dmar)?;
+    let registers: Vec<Registers<'_>, UNITS> = windows.iter().map(board::withholding).collect();
+    let units = Units { windows: &windows, registers: &registers, dmar };
+    let board = Q35::bring_up(units, devices, &buffers, clock).map_err(|error| {
         defmt::error!("bring-up: {}", error);
-        "the unit did not come up"
+        "a unit did not come up"
     })?;
     act(&board, boot::option(information.command_line, "scenario"))
 }
 
-/// The unit that all devices are behind.
-fn common_unit<'t>(dmar: &Dmar<'t>, devices: &Devices<'_>) -> Result<Drhd<'t>, &'static str> {
-    let mut units = devices.iter().flatten().map(|device| dmar.unit_of(device.id(), &pci::buses_behind));
-    let first = units.next().ok_or("no device was found")?.ok_or("no unit translates for a device")?;
-    let same = units.all(|unit| unit.is_some_and(|unit| unit.base == first.base));
-    same.then_some(first).ok_or("the devices are behind different units")
+/// The registers of all units, in the table's order.
+fn windows(dmar: &Dmar<'_>) -> Result<Vec<MmioRegisters, UNITS>, &'static str> {
+    let mut windows = Vec::new();
+    for unit in dmar.units() {
+        let window = registers_at(unit.base.as_u64(), UNIT_BYTES).ok_or("a unit is out of reach")?;
+        windows.push(window).map_err(|_| "the machine has too many units")?;
+    }
+    Ok(windows)
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.

@@ -20,6 +20,16 @@ pub trait Board {
     /// Device `index`: 0 and 1 are alike; 2, when the board has one, keeps command queues in memory.
     fn device(&self, index: usize) -> Option<&Self::Device>;
 
+    /// Tells the policy of the memory that firmware says a device must reach at fixed addresses. For devices that
+    /// the scenario has just registered.
+    ///
+    /// # Errors
+    /// Of [`Iommu::declare_reserved`].
+    fn declare_reserved(&self, device: DeviceId) -> Result<(), Error> {
+        let _ = device;
+        Ok(())
+    }
+
     /// A context as most scenarios want it: 4 KiB pages, the board's own width.
     fn spec(&self) -> <Self::Driver as Driver>::Spec;
 

@@ -75,7 +75,10 @@ impl<'b, B: Board> Stage<'b, B> {
 
     /// Registers device `index` as a group of its own.
     pub(super) fn group(&self, index: usize) -> Result<GroupId, Failure> {
-        Ok(self.iommu().add_group(&[self.device(index)?.id()])?)
+        let device = self.device(index)?.id();
+        let group = self.iommu().add_group(&[device])?;
+        self.board.declare_reserved(device)?;
+        Ok(group)
     }
 
     /// Registers device `index`, grants it to `vm` and claims it.
