@@ -7,8 +7,8 @@ use portcullis_hal::Clock;
 use crate::{
     driver::Driver,
     error::Error,
-    group::{GroupId, VmId},
     event::Event,
+    group::{GroupId, VmId},
     operate::{Hands, Patient},
     ownership::{Request, UserId},
     policy::Iommu,

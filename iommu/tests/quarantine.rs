@@ -38,7 +38,11 @@ fn a21_a_group_is_set_aside_under_its_owner_and_stays_blocked() {
     iommu.destroy_context(context).expect("nobody uses the context any more");
     claim.release().expect("the owner may go");
     iommu.grant(OTHER, group).expect("a grant");
-    assert_eq!(iommu.claim(OTHER, group).err(), Some(Error::Quarantined), "the end of an owner changes nothing");
+    assert_eq!(
+        iommu.claim(OTHER, group).err(),
+        Some(Error::Quarantined),
+        "the end of an owner changes nothing"
+    );
 }
 
 #[test]

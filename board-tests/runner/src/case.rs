@@ -106,7 +106,8 @@ impl Ended {
 pub(crate) fn run(case: &Case<'_>, ready: &ReadyBoard, live: impl FnMut(&Said)) -> Result<Ended, Error> {
     let folder = tempfile::tempdir().map_err(Error::file(std::env::temp_dir()))?;
     let trace = folder.path().join("trace");
-    let disk = case.board.disk_bytes.map(|bytes| Disk::make(&folder.path().join("disk"), bytes)).transpose()?;
+    let disk =
+        case.board.disk_bytes.map(|bytes| Disk::make(&folder.path().join("disk"), bytes)).transpose()?;
     let boot = Boot {
         board: case.board,
         variant: case.variant,

@@ -79,7 +79,10 @@ mod tests {
     #[test]
     fn the_sum_is_the_usual_one_in_any_pieces() {
         // The check value that the catalogue of CRCs gives for this one.
-        assert_eq!((Checksum::of(b"123456789").value(), Checksum::of(b"123456789").bytes()), (0xcbf4_3926, 9));
+        assert_eq!(
+            (Checksum::of(b"123456789").value(), Checksum::of(b"123456789").bytes()),
+            (0xcbf4_3926, 9)
+        );
         let mut pieces = Checksum::new();
         pieces.update_from(&Digits, 9);
         assert_eq!((pieces.value(), pieces.bytes()), (0xcbf4_3926, 9));

@@ -84,7 +84,14 @@ mod tests {
 
     fn outcome(kind: Kind, name: &str, verdict: Verdict) -> Outcome {
         let details = vec!["left < right".to_owned()];
-        Outcome { kind, name: name.to_owned(), verdict, time: Duration::from_millis(1500), details, figures: Figures::default() }
+        Outcome {
+            kind,
+            name: name.to_owned(),
+            verdict,
+            time: Duration::from_millis(1500),
+            details,
+            figures: Figures::default(),
+        }
     }
 
     #[test]
@@ -122,7 +129,10 @@ mod tests {
             expected_bytes: Some(512),
         });
         let value: serde_json::Value = serde_json::from_str(&json_line(&board)).unwrap();
-        assert_eq!((&value["checksums"][0]["value"], &value["checksums"][0]["expected"]), (&json!(7), &json!(8)));
+        assert_eq!(
+            (&value["checksums"][0]["value"], &value["checksums"][0]["expected"]),
+            (&json!(7), &json!(8))
+        );
         let totals = Totals::of(&[outcome(Kind::Board, "x", Verdict::Failed)]);
         assert_eq!(json_totals(totals), r#"{"totals":{"failed":1,"ignored":0,"passed":0,"scenarios":1}}"#);
     }

@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_command_lies_as_the_specification_says() {
-        let command = Command { opcode: READ, namespace: 1, pages: [0x1_0000_2000, 0x3000], arguments: [5, 6, 7] };
+        let command =
+            Command { opcode: READ, namespace: 1, pages: [0x1_0000_2000, 0x3000], arguments: [5, 6, 7] };
         let bytes = command.bytes(0x1234);
         let word = |index: usize| u32::from_le_bytes(bytes[index * 4..index * 4 + 4].try_into().unwrap());
         let expected = [0x1234_0002, 1, 0, 0, 0, 0, 0x2000, 1, 0x3000, 0, 5, 6, 7, 0, 0, 0];

@@ -205,7 +205,10 @@ impl<'b, B: Board> Stage<'b, B> {
             }
             _ => None,
         });
-        ensure(blamed.last() == Some(Some(Owner::Guest(vm))), "the log does not name the owner of the device")?;
+        ensure(
+            blamed.last() == Some(Some(Owner::Guest(vm))),
+            "the log does not name the owner of the device",
+        )?;
         self.board.emit(&Event::Blamed { requester: device.requester.as_u16(), vm: vm.0 });
         Ok(())
     }
