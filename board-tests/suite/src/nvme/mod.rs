@@ -179,6 +179,8 @@ impl<'q, R: RegisterIo, C: Clock> Nvme<'q, R, C> {
 /// Numbers of commands, each with a list of PRP entries of its own.
 struct Numbers(u16);
 
+const _: () = assert!(DEPTH == u16::BITS);
+
 impl Numbers {
     const fn all() -> Self {
         Self(u16::MAX)
