@@ -6,13 +6,18 @@
 #![no_std]
 #![no_main]
 
+mod alarm;
 mod board;
 mod boot;
 mod console;
+mod cpus;
 mod exit;
 mod firmware;
+mod interrupts;
+mod lapic;
 mod memory;
 mod pci;
+mod startup;
 mod timer;
 mod traps;
 mod walk;
