@@ -142,6 +142,7 @@ pub(crate) fn reserve(apic: u32) -> Result<usize, Lost> {
 pub(crate) fn forget(cpu: usize) {
     if let Ok(desk) = desk(cpu) {
         desk.apic.store(NOBODY, Ordering::Release);
+        desk.state.store(ABSENT, Ordering::Release);
         COUNT.store(cpu, Ordering::Release);
     }
 }

@@ -68,7 +68,7 @@ pub(crate) unsafe fn each_cpu(root: AcpiRoot, mut found: impl FnMut(u32)) -> Acp
     for entry in madt.get().entries() {
         match entry {
             MadtEntry::LocalApic(cpu) if { cpu.flags } & CPU_ENABLED != 0 => found(cpu.apic_id.into()),
-            MadtEntry::LocalX2Apic(cpu) if { cpu.flags } & CPU_ENABLED != 0 => found({ cpu.x2apic_id }),
+            MadtEntry::LocalX2Apic(cpu) if { cpu.flags } & CPU_ENABLED != 0 => found(cpu.x2apic_id),
             _ => {}
         }
     }

@@ -3,12 +3,7 @@
 //! Crate `x2apic` puts a CPU that can into x2APIC mode, and wants a value of its own, exclusively borrowed,
 //! in each interrupt handler; here a CPU's mode stays, and there is nothing but the hardware's state.
 
-use core::{
-    arch::x86_64::__cpuid,
-    ops::Range,
-    ptr,
-    time::Duration,
-};
+use core::{arch::x86_64::__cpuid, ops::Range, ptr, time::Duration};
 
 use portcullis_hal::{
     Clock, TimedOut,

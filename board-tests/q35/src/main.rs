@@ -1,7 +1,7 @@
 //! Test image for q35: boots, brings VT-d up, runs one scenario of the suite, and exits.
 //!
 //! The scenario is named by `scenario=NAME` on the command line; without one the image only tells what
-//! the machine has. Identity-mapped, one CPU, no interrupts.
+//! the machine has. Identity-mapped; one CPU without interrupts, unless a scenario starts the others.
 
 #![no_std]
 #![no_main]
@@ -17,6 +17,7 @@ mod interrupts;
 mod lapic;
 mod memory;
 mod pci;
+mod second_cpu;
 mod startup;
 mod timer;
 mod traps;
@@ -30,7 +31,7 @@ use portcullis_vtd::{Dmar, UnitConfig, dmar::Drhd};
 
 use crate::{
     board::{Devices, Q35},
-    boot::BootInfo,
+    boot::{AcpiRoot, BootInfo},
     exit::{Verdict, exit},
     memory::MEMORY,
 };
@@ -88,7 +89,7 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
         defmt::error!("bring-up: {}", error);
         "the unit did not come up"
     })?;
-    act(&board, boot::option(information.command_line, "scenario"))
+    act(&board, root, boot::option(information.command_line, "scenario"))
 }
 
 /// The unit that all devices are behind.
@@ -100,10 +101,11 @@ fn common_unit<'t>(dmar: &Dmar<'t>, devices: &Devices<'_>) -> Result<Drhd<'t>, &
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.
-fn act(board: &Q35<'_>, scenario: Option<&str>) -> Result<Verdict, &'static str> {
+fn act(board: &Q35<'_>, root: AcpiRoot, scenario: Option<&str>) -> Result<Verdict, &'static str> {
     board.announce();
     let Some(scenario) = scenario else { return Ok(Verdict::Passed) };
-    match portcullis_suite::run(board, scenario) {
+    let of_cpus = (scenario == second_cpu::NAME).then(|| second_cpu::run(root));
+    match of_cpus.or_else(|| portcullis_suite::run(board, scenario)) {
         Some(Ok(())) => Ok(Verdict::Passed),
         Some(Err(failure)) => {
             defmt::error!("line {=u32}: {}", failure.line, failure.error);
