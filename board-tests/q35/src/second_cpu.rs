@@ -34,9 +34,9 @@ const GRACE: Duration = Duration::from_secs(2);
 const JOBS: u64 = 100;
 const CALLS: u32 = 100;
 const ALARMS: u32 = 8;
-const ALARM_AFTER: Duration = Duration::from_millis(5);
-/// How late the best of several alarms may be.
-const LATE: Duration = Duration::from_millis(2);
+const ALARM_AFTER: Duration = Duration::from_millis(10);
+/// How late the best of several alarms may be: the host of an emulated machine may be busy.
+const LATE: Duration = Duration::from_millis(50);
 /// A local APIC that no machine of this kind has.
 const NO_APIC: u32 = 0xe7;
 const NO_CPU: usize = 99;
@@ -160,7 +160,7 @@ fn alarms_ring_in_time() -> Result<(), Failure> {
     for late in [here, there] {
         ensure(late != EARLY, "an alarm rang before its time")?;
         ensure(late != NEVER, "an alarm did not ring")?;
-        measured("the best of 8 alarms of 5 ms is late by", late, "us");
+        measured("the best of 8 alarms of 10 ms is late by", late, "us");
         ensure(u128::from(late) <= LATE.as_micros(), "all alarms are late")?;
     }
     step("an alarm waits until interrupts are taken");
