@@ -5,6 +5,7 @@ use core::{arch::asm, panic::Location, time::Duration};
 
 use portcullis_hal::{
     Clock, TimedOut,
+    arch::x86_64::write_back_all,
     sync::{AtomicBool, AtomicU32, Ordering},
     wait_until,
 };
@@ -118,6 +119,7 @@ fn second_is_interrupted() -> Result<(), Failure> {
     let before = calls_on(0);
     let back = answered(cpus::run(SECOND, Job { act: calls_back, argument: 0 }, LIMIT))?;
     ensure(back == 0 && calls_on(0) == before + 1, "the call of the second CPU was not made")?;
+    cpus::on_every_cpu(write_back_all);
     cpus::on_every_cpu(called);
     ensure(calls_on(0) == before + 2, "what every CPU is to do was not done here")?;
     ensure(calls_on(SECOND) == begun.wrapping_add(CALLS + 1), "what every CPU is to do was not done there")
