@@ -138,6 +138,11 @@ pub(crate) fn reserve(apic: u32) -> Result<usize, Lost> {
     Ok(cpu)
 }
 
+/// Whether a CPU that was started has this local APIC: firmware may list one twice.
+pub(crate) fn has_apic(apic: u32) -> bool {
+    DESKS.iter().take(count()).any(|desk| desk.apic.load(Ordering::Acquire) == apic)
+}
+
 /// Takes the desk of a CPU that did not start, the last one reserved.
 pub(crate) fn forget(cpu: usize) {
     if let Ok(desk) = desk(cpu) {
@@ -227,10 +232,8 @@ pub(crate) fn call(cpu: usize, function: fn(), limit: Duration) -> Result<(), Lo
     await_call(cpu, limit)
 }
 
-/// Calls `function` on every CPU that was started, this one included, and waits until all have.
-///
-/// # Panics
-/// When one does not: what must not go on unless each has done it cannot.
+/// Calls `function` on every CPU that was started, this one included, and waits until all have. Ends the run when
+/// one has not in time: the caller cannot go on without it.
 pub(crate) fn on_every_cpu(function: fn()) {
     let this = this_cpu();
     let others = || (0..count()).filter(|&cpu| Some(cpu) != this);

@@ -68,7 +68,7 @@ pub(crate) fn start_all(root: AcpiRoot) -> Result<usize, Lost> {
     // SAFETY: what the loader handed over.
     let listed = unsafe {
         firmware::each_cpu(root, |apic| {
-            if started.is_ok() && apic != lapic.id() && cpus::count() < MAX_CPUS {
+            if started.is_ok() && !cpus::has_apic(apic) && cpus::count() < MAX_CPUS {
                 started = start(lapic, apic).map(|_| ());
             }
         })
