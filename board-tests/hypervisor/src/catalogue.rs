@@ -33,4 +33,5 @@ catalogue! {
     hcall_cost shows ["D40"] needs Requires::GUEST;
     hcall_hostile_guest shows ["D67"] needs Requires::GUEST;
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
+    second_cpu_answers shows ["X10", "X11", "X12", "X13"] needs Requires::SECOND_CPU;
 }

@@ -1,18 +1,24 @@
 //! Test image for q35: boots, brings VT-d up, runs one scenario of the suite, and exits.
 //!
 //! The scenario is named by `scenario=NAME` on the command line; without one the image only tells what
-//! the machine has. Identity-mapped, one CPU, no interrupts.
+//! the machine has. Identity-mapped; one CPU without interrupts, unless a scenario starts the others.
 
 #![no_std]
 #![no_main]
 
+mod alarm;
 mod board;
 mod boot;
 mod console;
+mod cpus;
 mod exit;
 mod firmware;
+mod interrupts;
+mod lapic;
 mod memory;
 mod pci;
+mod second_cpu;
+mod startup;
 mod timer;
 mod traps;
 mod walk;
@@ -26,7 +32,7 @@ use portcullis_vtd::Dmar;
 
 use crate::{
     board::{Devices, Q35, Registers, UNITS, Units},
-    boot::BootInfo,
+    boot::{AcpiRoot, BootInfo},
     exit::{Verdict, exit},
     memory::MEMORY,
 };
@@ -82,7 +88,7 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
         defmt::error!("bring-up: {}", error);
         "a unit did not come up"
     })?;
-    act(&board, boot::option(information.command_line, "scenario"))
+    act(&board, root, boot::option(information.command_line, "scenario"))
 }
 
 /// The registers of all units, in the table's order.
@@ -96,10 +102,11 @@ fn windows(dmar: &Dmar<'_>) -> Result<Vec<MmioRegisters, UNITS>, &'static str> {
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.
-fn act(board: &Q35<'_>, scenario: Option<&str>) -> Result<Verdict, &'static str> {
+fn act(board: &Q35<'_>, root: AcpiRoot, scenario: Option<&str>) -> Result<Verdict, &'static str> {
     board.announce();
     let Some(scenario) = scenario else { return Ok(Verdict::Passed) };
-    match portcullis_suite::run(board, scenario) {
+    let of_cpus = (scenario == second_cpu::NAME).then(|| second_cpu::run(root));
+    match of_cpus.or_else(|| portcullis_suite::run(board, scenario)) {
         Some(Ok(())) => Ok(Verdict::Passed),
         Some(Err(failure)) => {
             defmt::error!("line {=u32}: {}", failure.line, failure.error);

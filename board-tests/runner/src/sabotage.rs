@@ -3,6 +3,7 @@
 //! A test that stays green when what it tests is broken is worth nothing. Each breakage is a patch; it is
 //! applied to a copy of the tree, never to the tree itself.
 
+mod board;
 mod tree;
 
 use std::{
@@ -56,9 +57,10 @@ struct Breakage {
     patch: String,
     /// What it breaks, in words.
     what: String,
-    /// Package whose tests notice.
+    /// Package whose tests notice; for `board`, the name of the board.
     package: String,
-    /// `lib`, `bins`, or the name of an integration test. One that begins with `loom_` runs under the model checker.
+    /// `lib`, `bins`, the name of an integration test, or `board` for scenarios on a machine. One that begins with
+    /// `loom_` runs under the model checker.
     target: String,
     /// Names of the tests that must fail.
     turns_red: Vec<String>,
@@ -154,6 +156,10 @@ enum Tests {
 }
 
 fn test(tree: &Tree, breakage: &Breakage, state: &str) -> Result<Tests, Error> {
+    if breakage.target == "board" {
+        let _screen = Screen::spinner(&format!("{}, {state}: building and testing", breakage.what));
+        return board::test(tree, breakage);
+    }
     let screen = Screen::spinner(&format!("{}, {state}: building", breakage.what));
     let what = format!("building {} of {}", breakage.target, breakage.package);
     match project::build(&what, cargo_test(tree, breakage, &["--no-run"]), |line| screen.now(line.trim())) {

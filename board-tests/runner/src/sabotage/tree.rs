@@ -43,6 +43,15 @@ impl Tree {
         command
     }
 
+    /// This program, for the copy.
+    pub(super) fn runner(&self) -> Result<Command, Error> {
+        let program = std::env::current_exe().map_err(|why| Error::Project(why.to_string()))?;
+        let mut command = Command::new(program);
+        command.env("CARGO_MANIFEST_DIR", self.folder.join("board-tests/runner"));
+        command.env("CARGO_TARGET_DIR", self.project.target().join("sabotage/build"));
+        Ok(command)
+    }
+
     fn cargo_into(&self, build: &str) -> Command {
         let mut command = self.project.cargo();
         command.current_dir(&self.folder);

@@ -53,6 +53,8 @@ bitflags! {
         const RADIX = 1 << 10;
         /// The third device is a disk, and the host knows what it holds.
         const DISK = 1 << 11;
+        /// The image can have a second CPU work for it.
+        const SECOND_CPU = 1 << 12;
     }
 }
 
