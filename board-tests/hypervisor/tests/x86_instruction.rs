@@ -1,16 +1,21 @@
 #![allow(missing_docs, reason = "tests document themselves by their names")]
 
-use std::{cell::RefCell, collections::VecDeque};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    thread,
+};
 
 use portcullis_hypervisor::x86::caching::{
     ByNotice, CacheControl,
-    CacheInstruction::{self, Invalidate, WriteBack, WriteBackInvalidate},
+    CacheInstruction::{self, Invd, Wbinvd, Wbnoinvd},
     Caches, Counts, Cpus, Flush, Footprint, NotObeyed, Obeyed,
     footprint::{MAX_CPUS, NoSuchCpu},
 };
 use portcullis_iommu::{Because, Coherency, Error, Notice, VmId};
 
-const KINDS: [CacheInstruction; 3] = [WriteBackInvalidate, WriteBack, Invalidate];
+const KINDS: [CacheInstruction; 3] = [Wbinvd, Wbnoinvd, Invd];
 const NON_COHERENT: Coherency = Coherency::NonCoherent { because: Because::NotEnforced };
 
 /// CPUs that note what they flush, and some that never answer.
@@ -106,10 +111,10 @@ fn x17_a_cpu_flushes_once_for_what_was_done_there() {
     let guest = Guest::told(&[(NON_COHERENT, 1)]);
     let mut machine = FakeCpus::default();
     guest.ran_on(&[0, 1, 1]);
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1]))));
     guest.ran_on(&[1]);
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[1]))));
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(Cpus::NONE)));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[1]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(Cpus::NONE)));
     assert_eq!(machine.flushed.len(), 2, "no CPU was left to ask");
 }
 
@@ -118,13 +123,13 @@ fn x17_lines_that_were_only_written_back_are_still_dropped_later() {
     let guest = Guest::told(&[(NON_COHERENT, 1)]);
     let mut machine = FakeCpus::default();
     guest.ran_on(&[0, 1]);
-    assert_eq!(guest.does(WriteBack, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1]))));
-    assert_eq!(guest.does(WriteBack, &mut machine), Ok(Obeyed::Flushed(Cpus::NONE)));
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1]))));
+    assert_eq!(guest.does(Wbnoinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1]))));
+    assert_eq!(guest.does(Wbnoinvd, &mut machine), Ok(Obeyed::Flushed(Cpus::NONE)));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1]))));
     guest.ran_on(&[1]);
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[1]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[1]))));
     assert_eq!(
-        guest.does(WriteBack, &mut machine),
+        guest.does(Wbnoinvd, &mut machine),
         Ok(Obeyed::Flushed(Cpus::NONE)),
         "dropped is written back"
     );
@@ -136,11 +141,11 @@ fn x17_a_cpu_that_is_inside_the_guest_flushes_each_time() {
     let mut machine = FakeCpus::default();
     guest.ran_on(&[0]);
     guest.footprint.entered(5).unwrap();
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 5]))));
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[5]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 5]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[5]))));
     guest.footprint.left(5);
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[5]))));
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(Cpus::NONE)));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[5]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(Cpus::NONE)));
 }
 
 #[test]
@@ -153,9 +158,9 @@ fn x17_what_a_guest_does_during_a_flush_is_left_for_the_next() {
         guest.ran_on(&[0, 7]);
     };
     let mut machine = FakeCpus { meanwhile: Some(&meanwhile), ..FakeCpus::default() };
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 2]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 2]))));
     machine.meanwhile = None;
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 2, 7]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 2, 7]))));
 }
 
 #[test]
@@ -164,11 +169,42 @@ fn x17_nobody_takes_a_flush_that_is_under_way_for_done() {
     guest.ran_on(&[4]);
     let second = RefCell::new(None);
     let meanwhile = || {
-        *second.borrow_mut() = Some(guest.does(WriteBackInvalidate, &mut FakeCpus::default()));
+        *second.borrow_mut() = Some(guest.does(Wbinvd, &mut FakeCpus::default()));
     };
     let mut machine = FakeCpus { meanwhile: Some(&meanwhile), ..FakeCpus::default() };
-    assert_eq!(guest.does(WriteBackInvalidate, &mut machine), Ok(Obeyed::Flushed(cpus(&[4]))));
+    assert_eq!(guest.does(Wbinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[4]))));
     assert_eq!(second.take(), Some(Ok(Obeyed::Flushed(cpus(&[4])))));
+}
+
+/// A guest goes in and out on two CPUs while a third flushes. Numbers stand for its stores.
+#[test]
+fn x17_nothing_stored_before_a_flush_is_missed() {
+    const STORES: u64 = 50_000;
+    let (footprint, over) = (Footprint::new(), AtomicBool::new(false));
+    let (stored, flushed) = ([const { AtomicU64::new(0) }; 2], [const { AtomicU64::new(0) }; 2]);
+    let guest = |cpu: usize| {
+        for store in 1..=STORES {
+            footprint.entered(cpu).unwrap();
+            stored[cpu].store(store, SeqCst);
+            footprint.left(cpu);
+        }
+    };
+    thread::scope(|scope| {
+        let guests = [scope.spawn(|| guest(0)), scope.spawn(|| guest(1))];
+        let flusher = scope.spawn(|| {
+            while !over.load(SeqCst) {
+                let before = stored.each_ref().map(|cell| cell.load(SeqCst));
+                let open = footprint.open(Flush::WriteBackInvalidate);
+                open.cpus().iter().for_each(|cpu| flushed[cpu].store(stored[cpu].load(SeqCst), SeqCst));
+                footprint.close(&open);
+                let after = flushed.each_ref().map(|cell| cell.load(SeqCst));
+                assert!(after[0] >= before[0] && after[1] >= before[1], "{before:?} {after:?}");
+            }
+        });
+        guests.into_iter().for_each(|guest| guest.join().unwrap());
+        over.store(true, SeqCst);
+        flusher.join().unwrap();
+    });
 }
 
 #[test]
@@ -192,7 +228,7 @@ fn x18_a_cpu_that_does_not_answer_is_told_and_asked_again() {
     }
     assert_eq!((guest.counts.flushed.total(), guest.counts.skipped.total()), (0, 0));
     machine.silent.clear();
-    assert_eq!(guest.does(WriteBack, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1, 2]))));
+    assert_eq!(guest.does(Wbnoinvd, &mut machine), Ok(Obeyed::Flushed(cpus(&[0, 1, 2]))));
 }
 
 #[test]
@@ -224,9 +260,9 @@ fn x20_a_notice_that_ends_before_the_skip_is_over_is_not_obeyed() {
         let guest = Guest::told(&[(Coherency::Coherent, 4), after]);
         let mut machine = FakeCpus::default();
         guest.ran_on(&[0, 1]);
-        let obeyed = guest.does(WriteBackInvalidate, &mut machine);
+        let obeyed = guest.does(Wbinvd, &mut machine);
         assert_eq!(obeyed, Ok(Obeyed::Flushed(cpus(&[0, 1]))), "{after:?}");
-        assert_eq!(guest.counts.overtaken.load(std::sync::atomic::Ordering::Relaxed), 1);
+        assert_eq!(guest.counts.overtaken.load(SeqCst), 1);
         assert_eq!((guest.counts.skipped.total(), guest.counts.flushed.total()), (0, 1));
     }
 }
@@ -236,6 +272,6 @@ fn x20_notices_that_never_stand_still_hold_nobody_up() {
     let changes: Vec<_> = (0..100).map(|epoch| (Coherency::Coherent, epoch)).collect();
     let guest = Guest::told(&changes);
     guest.ran_on(&[0]);
-    assert_eq!(guest.does(Invalidate, &mut FakeCpus::default()), Ok(Obeyed::Flushed(cpus(&[0]))));
+    assert_eq!(guest.does(Invd, &mut FakeCpus::default()), Ok(Obeyed::Flushed(cpus(&[0]))));
     assert_eq!(guest.notices.borrow().len(), 98, "two are read");
 }

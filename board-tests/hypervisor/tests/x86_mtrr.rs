@@ -196,7 +196,7 @@ fn writes() -> impl Strategy<Value = Vec<(u32, u64)>> {
 #[test]
 fn x22_types_are_those_of_the_manual_and_runs_leave_none_out() {
     let end = 64 * PAGE;
-    run(5_000, writes(), |writes| {
+    run(1_000, writes(), |writes| {
         let mut mtrrs = Mtrrs::after_firmware(BITS);
         for (msr, value) in writes {
             let (before, outcome) = (mtrrs, mtrrs.write(msr, value));

@@ -13,7 +13,7 @@ use portcullis_hal::{
 };
 use portcullis_hypervisor::x86::caching::{
     ByNotice, CacheControl,
-    CacheInstruction::{self, Invalidate, WriteBack, WriteBackInvalidate},
+    CacheInstruction::{self, Invd, Wbinvd, Wbnoinvd},
     Caches, Counts, Cpus, Flush, Footprint, NotObeyed, Obeyed,
 };
 use portcullis_iommu::{Claim, Iommu, VmId, pci::Method};
@@ -21,7 +21,7 @@ use portcullis_vtd::{Coherency, ContextSpec, UnitConfig, VtdIommu};
 
 type Policy = Iommu<VtdIommu<FakeVtdRegisters, FakeMemory, FakeClock, FakeCache>>;
 
-const KINDS: [CacheInstruction; 3] = [WriteBackInvalidate, WriteBack, Invalidate];
+const KINDS: [CacheInstruction; 3] = [Wbinvd, Wbnoinvd, Invd];
 const PAGE: u64 = 4096;
 const BASE: u64 = 2 << 20;
 const TABLE_PAGES: usize = 64;
@@ -124,7 +124,7 @@ impl<'m> Guest<'m> {
 
 #[test]
 fn x24_a_guest_sees_what_a_device_stored_past_the_caches_after_its_wbinvd() {
-    for kind in [WriteBackInvalidate, Invalidate] {
+    for kind in [Wbinvd, Invd] {
         let machine = Machine::new(false);
         let guest = Guest::new(&machine, OWNER);
         let _claim = machine.attached(Coherency::Device);
@@ -175,7 +175,7 @@ fn x24_a_guest_without_such_a_device_never_causes_a_flush() {
     let claim = machine.attached(Coherency::Device);
     assert!(skipped(&other));
     assert_eq!(machine.memory.take_flushes(), []);
-    owner.does(WriteBackInvalidate).unwrap();
+    owner.does(Wbinvd).unwrap();
     assert_ne!(machine.memory.take_flushes(), []);
     drop(claim);
     let _ = machine.memory.take_flushes();

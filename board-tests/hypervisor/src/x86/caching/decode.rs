@@ -9,12 +9,12 @@ pub const LONGEST: usize = 15;
 /// An instruction on all of a CPU's caches (AMD64 APM volume 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheInstruction {
-    /// WBINVD, `0F 09`: write back and drop.
-    WriteBackInvalidate,
-    /// WBNOINVD, `F3 0F 09`: write back and keep. WBINVD on a CPU without it.
-    WriteBack,
-    /// INVD, `0F 08`: drop what was not written back.
-    Invalidate,
+    /// `0F 09`: write back and drop.
+    Wbinvd,
+    /// `F3 0F 09`: write back and keep. WBINVD on a CPU without it.
+    Wbnoinvd,
+    /// `0F 08`: drop what was not written back.
+    Invd,
 }
 
 /// How the bytes of an instruction are read.
@@ -91,11 +91,11 @@ pub fn decode(bytes: &[u8], width: Width) -> Result<Decoded, NotDecoded> {
 
 fn kind(opcode: u8, prefixes: &[u8]) -> CacheInstruction {
     if opcode == INVD {
-        return CacheInstruction::Invalidate;
+        return CacheInstruction::Invd;
     }
     if prefixes.contains(&REPEAT) && !prefixes.contains(&REPEAT_NOT_ZERO) {
-        CacheInstruction::WriteBack
+        CacheInstruction::Wbnoinvd
     } else {
-        CacheInstruction::WriteBackInvalidate
+        CacheInstruction::Wbinvd
     }
 }

@@ -74,11 +74,11 @@ impl ByKind {
     }
 
     const fn of(&self, kind: CacheInstruction) -> &AtomicU64 {
-        let [write_back_invalidate, write_back, invalidate] = &self.0;
+        let [wbinvd, wbnoinvd, invd] = &self.0;
         match kind {
-            CacheInstruction::WriteBackInvalidate => write_back_invalidate,
-            CacheInstruction::WriteBack => write_back,
-            CacheInstruction::Invalidate => invalidate,
+            CacheInstruction::Wbinvd => wbinvd,
+            CacheInstruction::Wbnoinvd => wbnoinvd,
+            CacheInstruction::Invd => invd,
         }
     }
 
@@ -183,7 +183,7 @@ impl<N: Notices, C: Caches> ByNotice<'_, N, C> {
 /// A real INVD would drop what others have not written back yet, the hypervisor included.
 const fn hardware_flush(kind: CacheInstruction) -> Flush {
     match kind {
-        CacheInstruction::WriteBackInvalidate | CacheInstruction::Invalidate => Flush::WriteBackInvalidate,
-        CacheInstruction::WriteBack => Flush::WriteBack,
+        CacheInstruction::Wbinvd | CacheInstruction::Invd => Flush::WriteBackInvalidate,
+        CacheInstruction::Wbnoinvd => Flush::WriteBack,
     }
 }
