@@ -14,6 +14,7 @@ pub mod cache;
 pub mod clock;
 pub mod config_space;
 pub mod dma;
+pub mod footprint;
 pub mod gate;
 pub mod guest_memory;
 pub mod page_pool;

@@ -2,12 +2,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use portcullis_hal::footprint::{Cpus, Flush, Footprint};
 use portcullis_iommu::{Coherency, Error as NoNotice, Notice};
 
-use super::{
-    decode::CacheInstruction,
-    footprint::{Cpus, Flush, Footprint},
-};
+use super::decode::CacheInstruction;
 
 /// The guest's notice, as [`Iommu::coherency`](portcullis_iommu::Iommu::coherency) gives it.
 pub trait Notices {

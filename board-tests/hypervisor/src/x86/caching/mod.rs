@@ -6,14 +6,13 @@
 
 pub mod attributes;
 pub mod decode;
-pub mod footprint;
 pub mod instruction;
 pub mod memory_type;
 pub mod mtrr;
 
 pub use attributes::{GuestRegisters, HardwareRegisters, Planner, Rebuild};
 pub use decode::CacheInstruction;
-pub use footprint::{Cpus, Flush, Footprint};
 pub use instruction::{ByNotice, CacheControl, Caches, Counts, NotObeyed, Notices, Obeyed};
 pub use memory_type::{MemoryType, Pat};
 pub use mtrr::Mtrrs;
+pub use portcullis_hal::footprint::{Cpus, Flush, Footprint};

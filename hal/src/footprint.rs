@@ -1,9 +1,14 @@
 //! In whose caches a guest may have lines: the CPUs it ran on since their last flush for it.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use const_fn::const_fn;
 
-/// CPU numbers are below.
-pub const MAX_CPUS: usize = 64;
+use crate::{
+    array_of,
+    sync::{AtomicU64, Ordering},
+};
+
+/// CPU numbers are below. Few for the model checker, which tracks every word.
+pub const MAX_CPUS: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// Some CPUs, by number. A plain value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -71,6 +76,7 @@ struct Stays {
 }
 
 impl Stays {
+    #[const_fn(cfg(not(loom)))]
     const fn new() -> Self {
         Self { ended: AtomicU64::new(0), dropped: AtomicU64::new(0), written: AtomicU64::new(0) }
     }
@@ -114,9 +120,10 @@ impl Open {
 
 impl Footprint {
     /// Of a guest that ran nowhere.
+    #[const_fn(cfg(not(loom)))]
     #[must_use]
     pub const fn new() -> Self {
-        Self { inside: AtomicU64::new(0), stays: [const { Stays::new() }; MAX_CPUS] }
+        Self { inside: AtomicU64::new(0), stays: array_of![Stays::new(); MAX_CPUS] }
     }
 
     /// Called on `cpu` with interrupts off, last before it runs the guest.
