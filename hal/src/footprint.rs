@@ -7,8 +7,8 @@ use crate::{
     sync::{AtomicU64, Ordering},
 };
 
-/// CPU numbers are below. Few for the model checker, which tracks every word.
-pub const MAX_CPUS: usize = if cfg!(loom) { 2 } else { 64 };
+/// CPU numbers are below. One for the model checker, which tracks every word.
+pub const MAX_CPUS: usize = if cfg!(loom) { 1 } else { 64 };
 
 /// Some CPUs, by number. A plain value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
