@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config_space;
 pub mod cpu_set;
 pub mod dma;
+pub mod footprint;
 pub mod gate;
 pub mod guest_memory;
 pub mod page_pool;

@@ -7,5 +7,6 @@
 
 mod catalogue;
 pub mod power;
+pub mod x86;
 
 pub use catalogue::SCENARIOS;
