@@ -11,6 +11,8 @@ mod boot;
 mod console;
 mod exit;
 mod firmware;
+mod guests;
+mod limit;
 mod memory;
 mod pci;
 mod timer;
@@ -19,7 +21,8 @@ mod walk;
 
 use core::{panic::PanicInfo, ptr, ptr::NonNull};
 
-use portcullis_hal::arch::x86_64::MmioRegisters;
+use portcullis_hal::arch::x86_64::{MmioRegisters, TimeStampClock};
+use portcullis_hypervisor::x86::scenario as guest_scenarios;
 use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::Nvme};
 use portcullis_vtd::{Dmar, UnitConfig, dmar::Drhd};
 
@@ -27,6 +30,7 @@ use crate::{
     board::{Devices, Q35},
     boot::BootInfo,
     exit::{Verdict, exit},
+    guests::Guests,
     memory::MEMORY,
 };
 
@@ -83,7 +87,7 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
         defmt::error!("bring-up: {}", error);
         "the unit did not come up"
     })?;
-    act(&board, boot::option(information.command_line, "scenario"))
+    act(&board, clock, boot::option(information.command_line, "scenario"))
 }
 
 /// The unit that all devices are behind.
@@ -95,10 +99,13 @@ fn common_unit<'t>(dmar: &Dmar<'t>, devices: &Devices<'_>) -> Result<Drhd<'t>, &
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.
-fn act(board: &Q35<'_>, scenario: Option<&str>) -> Result<Verdict, &'static str> {
+fn act(board: &Q35<'_>, clock: TimeStampClock, scenario: Option<&str>) -> Result<Verdict, &'static str> {
     board.announce();
     let Some(scenario) = scenario else { return Ok(Verdict::Passed) };
-    match portcullis_suite::run(board, scenario) {
+    let guests = Guests::new(clock).ok_or("there are no pages for nested tables")?;
+    // SAFETY: the boot CPU, in an identity map; nobody else runs guests.
+    let with_guests = unsafe { guest_scenarios::run(&guests, scenario) };
+    match with_guests.or_else(|| portcullis_suite::run(board, scenario)) {
         Some(Ok(())) => Ok(Verdict::Passed),
         Some(Err(failure)) => {
             defmt::error!("line {=u32}: {}", failure.line, failure.error);

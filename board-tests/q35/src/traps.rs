@@ -16,6 +16,8 @@ use crate::{
 };
 
 const EXCEPTIONS: usize = 32;
+/// Gates of the table: exceptions, then interrupts.
+const GATES: usize = 64;
 /// Present, 64-bit interrupt gate (Intel SDM volume 3, 7.14.1).
 const INTERRUPT_GATE: u64 = 0x8e << 40;
 
@@ -25,12 +27,12 @@ unsafe extern "C" {
 }
 
 /// A gate is two words.
-struct Table(UnsafeCell<[[u64; 2]; EXCEPTIONS]>);
+struct Table(UnsafeCell<[[u64; 2]; GATES]>);
 
-// SAFETY: written once by `install`, then read by the CPU only.
+// SAFETY: written by `install` and `install_interrupt`, each under its caller's promise; read by the CPU.
 unsafe impl Sync for Table {}
 
-static TABLE: Table = Table(UnsafeCell::new([[0; 2]; EXCEPTIONS]));
+static TABLE: Table = Table(UnsafeCell::new([[0; 2]; GATES]));
 
 /// What the entries push, lowest address first.
 #[repr(C)]
@@ -45,18 +47,31 @@ pub(crate) struct Frame {
 /// # Safety
 /// To be called once, on the boot CPU.
 pub(crate) unsafe fn install() {
-    let selector = u64::from(CS::get_reg().0);
     // SAFETY: written by nobody after the image was linked.
     let entries = unsafe { &trap_entries };
     // SAFETY: the table is not in use yet, says the caller.
     let table = unsafe { &mut *TABLE.0.get() };
     for (gate, &entry) in table.iter_mut().zip(entries) {
-        *gate =
-            [entry & 0xffff | selector << 16 | INTERRUPT_GATE | (entry >> 16 & 0xffff) << 48, entry >> 32];
+        *gate = gate_to(entry);
     }
     let base = VirtAddr::from_ptr(ptr::from_ref(table));
     // SAFETY: the table is static, and each gate leads to code that never returns.
     unsafe { lidt(&DescriptorTablePointer { limit: (size_of_val(table) - 1) as u16, base }) };
+}
+
+/// Lets interrupt `vector`, from 32 on, lead to `entry`.
+///
+/// # Safety
+/// With interrupts off, on the boot CPU; `entry` must be code that handles an interrupt and returns from it.
+pub(crate) unsafe fn install_interrupt(vector: u8, entry: u64) {
+    // SAFETY: no interrupt uses the table now, says the caller.
+    let table = unsafe { &mut *TABLE.0.get() };
+    table.iter_mut().skip(EXCEPTIONS.max(vector.into())).take(1).for_each(|gate| *gate = gate_to(entry));
+}
+
+fn gate_to(entry: u64) -> [u64; 2] {
+    let selector = u64::from(CS::get_reg().0);
+    [entry & 0xffff | selector << 16 | INTERRUPT_GATE | (entry >> 16 & 0xffff) << 48, entry >> 32]
 }
 
 const fn name(vector: u64) -> &'static str {

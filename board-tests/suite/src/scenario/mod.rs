@@ -49,6 +49,8 @@ bitflags! {
         const GUEST = 1 << 9;
         /// The hypervisor can turn on address translation: POWER9 and later.
         const RADIX = 1 << 10;
+        /// The image can run guests by AMD's SVM, with nested paging.
+        const SVM = 1 << 11;
     }
 }
 
