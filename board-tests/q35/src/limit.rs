@@ -3,7 +3,7 @@
 use core::{arch::global_asm, ptr, time::Duration};
 
 use portcullis_hypervisor::x86::vcpu::TurnLimit;
-use x86_64::instructions::interrupts;
+use x86_64::instructions::{interrupts, port::Port};
 
 use crate::traps;
 
@@ -11,6 +11,8 @@ use crate::traps;
 const APIC: usize = 0xfee0_0000;
 const SPURIOUS: usize = 0xf0;
 const TIMER: usize = 0x320;
+/// Where the older interrupt controller's interrupts arrive.
+const LINT0: usize = 0x350;
 const INITIAL_COUNT: usize = 0x380;
 const CURRENT_COUNT: usize = 0x390;
 const DIVIDE: usize = 0x3e0;
@@ -56,7 +58,10 @@ impl Limit {
             traps::install_interrupt(VECTOR, (&raw const limit_interrupt).addr() as u64);
             traps::install_interrupt(63, (&raw const limit_spurious).addr() as u64);
         }
+        // First, so that none is on its way when the APIC lets none through.
+        mask_older_controllers();
         write(SPURIOUS, ENABLED);
+        write(LINT0, MASKED);
         write(DIVIDE, BY_16);
         write(TIMER, MASKED | u32::from(VECTOR));
         Self(())
@@ -83,6 +88,14 @@ impl TurnLimit for Limit {
         // Reading it back lets an interrupt that was on its way arrive.
         read(CURRENT_COUNT);
         self.take_interrupts();
+    }
+}
+
+/// Masks all interrupts of the two 8259 controllers, of which the interval timer's has come by now.
+fn mask_older_controllers() {
+    for port in [0x21, 0xa1] {
+        // SAFETY: masks interrupts that nothing of this image waits for.
+        unsafe { Port::<u8>::new(port).write(0xff) }
     }
 }
 

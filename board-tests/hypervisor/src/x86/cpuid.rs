@@ -28,9 +28,12 @@ pub const fn answer(leaf: u32, own: Answer) -> Answer {
     match leaf {
         1 => [eax, ebx, ecx & !HIDDEN_1_ECX | HYPERVISOR_PRESENT, edx & !HIDDEN_1_EDX],
         7 => [0, ebx & SHOWN_7_EBX, 0, 0],
-        HYPERVISOR_LEAF => {
-            [HYPERVISOR_LEAF, u32::from_le_bytes(*b"Port"), u32::from_le_bytes(*b"cull"), u32::from_le_bytes(*b"is  ")]
-        }
+        HYPERVISOR_LEAF => [
+            HYPERVISOR_LEAF,
+            u32::from_le_bytes(*b"Port"),
+            u32::from_le_bytes(*b"cull"),
+            u32::from_le_bytes(*b"is  "),
+        ],
         // MONITOR, thermal sensors, performance counters, x2APIC topology, XSAVE, and what came later.
         5 | 6 | 0xa..=0x3fff_ffff => [0; 4],
         0x4000_0001..=0x7fff_ffff => [0; 4],

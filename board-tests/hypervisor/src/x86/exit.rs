@@ -146,7 +146,10 @@ mod tests {
     fn codes_are_those_of_the_manual() {
         let code = |code| Exit::decode(code, [0, 0], None);
         assert_eq!([code(0x81), code(0x72), code(0x78)], [Exit::Hypercall, Exit::Cpuid, Exit::Halt]);
-        assert_eq!([code(0x7f), code(0x60), code(0x61)], [Exit::Shutdown, Exit::Interrupt, Exit::NonMaskable]);
+        assert_eq!(
+            [code(0x7f), code(0x60), code(0x61)],
+            [Exit::Shutdown, Exit::Interrupt, Exit::NonMaskable]
+        );
         for svm in [0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x7a] {
             assert_eq!(code(svm), Exit::Svm, "{svm:#x}");
         }

@@ -92,7 +92,10 @@ mod tests {
         assert_eq!(decoded(&[0x0f, 0x22, 0xc0]), Some((3, to_cr0(0))));
         assert_eq!(decoded(&[0x0f, 0x22, 0xc7]), Some((3, to_cr0(7))));
         assert_eq!(decoded(&[0x41, 0x0f, 0x22, 0xc7]), Some((4, to_cr0(15))));
-        assert_eq!(decoded(&[0x44, 0x0f, 0x22, 0xc1]), Some((4, Kind::MoveToControl { control: 8, from: 1 })));
+        assert_eq!(
+            decoded(&[0x44, 0x0f, 0x22, 0xc1]),
+            Some((4, Kind::MoveToControl { control: 8, from: 1 }))
+        );
     }
 
     #[test]
@@ -105,7 +108,9 @@ mod tests {
 
     #[test]
     fn what_no_intercept_is_about_is_not_guessed() {
-        for bytes in [&[][..], &[0x0f], &[0x0f, 0x22], &[0x90], &[0xf3; 20], &[0x0f, 0x01, 0x10], &[0x48, 0x48, 0xf4]] {
+        for bytes in
+            [&[][..], &[0x0f], &[0x0f, 0x22], &[0x90], &[0xf3; 20], &[0x0f, 0x01, 0x10], &[0x48, 0x48, 0xf4]]
+        {
             assert_eq!(decode(bytes), None, "{bytes:x?}");
         }
     }

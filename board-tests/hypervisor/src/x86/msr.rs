@@ -91,7 +91,9 @@ mod tests {
             assert_eq!(judge(EFER, Access::Write(value), LONG_MODE), Verdict::Refuse, "{value:#x}");
         }
         // VM_CR, VM_HSAVE_PA, APIC_BASE, x2APIC, SMM_BASE, microcode.
-        for number in [0xc001_0114, 0xc001_0117, 0x1b, 0x800, 0x830, 0x8ff, 0xc001_0111, 0xc001_0020, u32::MAX] {
+        for number in
+            [0xc001_0114, 0xc001_0117, 0x1b, 0x800, 0x830, 0x8ff, 0xc001_0111, 0xc001_0020, u32::MAX]
+        {
             assert_eq!(judge(number, Access::Read, LONG_MODE), Verdict::Refuse, "{number:#x}");
             assert_eq!(judge(number, Access::Write(0), LONG_MODE), Verdict::Refuse, "{number:#x}");
         }

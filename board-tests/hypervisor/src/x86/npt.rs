@@ -269,10 +269,13 @@ mod tests {
         let pool = pool();
         let free = pool.free_pages();
         let mut tables = NestedTables::new(&pool).expect("tables");
-        let mut map = |guest, host, bytes| tables.map(guest, PhysAddr::new(host), bytes, MemoryType::WriteBack);
+        let mut map =
+            |guest, host, bytes| tables.map(guest, PhysAddr::new(host), bytes, MemoryType::WriteBack);
         assert_eq!(map(0, 0, LARGE), Ok(()));
         assert_eq!(map(SMALL, 0, SMALL), Err(NptError::Mapped { guest: SMALL }));
-        for (guest, host, bytes) in [(1, 0, SMALL), (0, 1, SMALL), (0, 0, 0), (END, 0, SMALL), (0, 0, u64::MAX - 4095)] {
+        for (guest, host, bytes) in
+            [(1, 0, SMALL), (0, 1, SMALL), (0, 0, 0), (END, 0, SMALL), (0, 0, u64::MAX - 4095)]
+        {
             assert_eq!(map(guest, host, bytes), Err(NptError::BadRange { guest, bytes }));
         }
         drop(tables);

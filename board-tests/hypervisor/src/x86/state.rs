@@ -12,7 +12,15 @@ use x86_64::{
 
 /// EFER, PAT, FS and GS bases, what SWAPGS exchanges, STAR, LSTAR, SFMASK, the local APIC's base, VM_HSAVE_PA.
 const MSRS: [u32; 10] = [
-    0xc000_0080, 0x277, 0xc000_0100, 0xc000_0101, 0xc000_0102, 0xc000_0081, 0xc000_0082, 0xc000_0084, 0x1b,
+    0xc000_0080,
+    0x277,
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0102,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0084,
+    0x1b,
     0xc001_0117,
 ];
 

@@ -27,7 +27,8 @@ pub const FREE: u64 = 8 << 20;
 /// Bytes of a guest's memory.
 pub const GUEST_BYTES: u64 = 16 << 20;
 
-const _: () = assert!(STACKS + VCPUS * STACK_BYTES <= IMAGE && OWN + VCPUS * OWN_BYTES <= STACKS, "no overlap");
+const _: () =
+    assert!(STACKS + VCPUS * STACK_BYTES <= IMAGE && OWN + VCPUS * OWN_BYTES <= STACKS, "no overlap");
 
 /// End of the stack of a vCPU.
 #[must_use]

@@ -73,10 +73,10 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
     match name {
         "svm_guest_runs" => runs::svm_guest_runs(&mut Stage::new(machine)?),
         "svm_guest_is_confined" => confined::svm_guest_is_confined(&mut Stage::new(machine)?),
-        "svm_guest_is_ended_at_its_limit" => limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?),
-        _ => {
-            machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there"))
+        "svm_guest_is_ended_at_its_limit" => {
+            limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?)
         }
+        _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }
 
