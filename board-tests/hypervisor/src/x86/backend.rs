@@ -57,6 +57,8 @@ pub enum SystemRegister {
     Pat,
     /// CR0.
     Cr0,
+    /// CR4.
+    Cr4,
 }
 
 /// One vCPU on the CPU that runs it.

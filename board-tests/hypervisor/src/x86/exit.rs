@@ -51,9 +51,9 @@ pub enum Exit {
     NestedFault(NestedFault),
     /// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, SKINIT or INVLPGA.
     Svm,
-    /// MONITOR or MWAIT, which CPUID does not show; RSM.
+    /// MONITOR, MWAIT or XSETBV, which CPUID does not show; RSM.
     Hidden,
-    /// RDPMC, XSETBV, or a debug register: what this hypervisor lends to no guest.
+    /// RDPMC or a debug register: what this hypervisor lends to no guest.
     NotLent,
     /// A triple fault, or what else resets a machine.
     Shutdown,
@@ -63,6 +63,11 @@ pub enum Exit {
     NonMaskable,
     /// CR0 is written, from the general-purpose register with this number; `None` by another instruction than MOV.
     Cr0Write {
+        /// The register.
+        from: Option<u8>,
+    },
+    /// CR4 is written, likewise.
+    Cr4Write {
         /// The register.
         from: Option<u8>,
     },
@@ -78,12 +83,13 @@ impl Exit {
     pub fn decode(code: u64, info: [u64; 2], instruction: Option<Instruction>) -> Self {
         let [first, second] = info;
         match code {
-            0x10 => Self::Cr0Write { from: control_source(instruction) },
-            0x20..=0x3f | 0x6f | 0x8d => Self::NotLent,
+            0x10 => Self::Cr0Write { from: control_source(instruction, 0) },
+            0x14 => Self::Cr4Write { from: control_source(instruction, 4) },
+            0x20..=0x3f | 0x6f => Self::NotLent,
             0x60 => Self::Interrupt,
             0x61 => Self::NonMaskable,
             0x72 => Self::Cpuid,
-            0x73 | 0x8a..=0x8c => Self::Hidden,
+            0x73 | 0x8a..=0x8d => Self::Hidden,
             0x76 => Self::WriteBackInvalidate(cache_instruction(instruction, CacheInstruction::Invd)),
             0x78 => Self::Halt,
             0x7b => Self::Io { port: (first >> 16) as u16 },
@@ -96,6 +102,23 @@ impl Exit {
             u64::MAX | 0xffff_ffff => Self::Invalid,
             code => Self::Unknown(code),
         }
+    }
+}
+
+impl Exit {
+    /// Whether only a kernel can have caused it: the CPU refuses a program's attempt first (15.7.1, table 15-7), but
+    /// QEMU 10.0 reports WBINVD of a program as an exit.
+    #[must_use]
+    pub const fn needs_privilege(self) -> bool {
+        matches!(
+            self,
+            Self::WriteBackInvalidate(_)
+                | Self::Msr { .. }
+                | Self::Halt
+                | Self::Cr0Write { .. }
+                | Self::Cr4Write { .. }
+                | Self::NotLent
+        )
     }
 }
 
@@ -115,9 +138,9 @@ fn cache_instruction(instruction: Option<Instruction>, otherwise: CacheInstructi
     }
 }
 
-fn control_source(instruction: Option<Instruction>) -> Option<u8> {
+fn control_source(instruction: Option<Instruction>, written: u8) -> Option<u8> {
     match instruction?.kind {
-        Kind::MoveToControl { control: 0, from } => Some(from),
+        Kind::MoveToControl { control, from } if control == written => Some(from),
         _ => None,
     }
 }
@@ -153,8 +176,11 @@ mod tests {
         for svm in [0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x7a] {
             assert_eq!(code(svm), Exit::Svm, "{svm:#x}");
         }
-        for not_lent in [0x20, 0x2f, 0x30, 0x3f, 0x6f, 0x8d] {
+        for not_lent in [0x20, 0x2f, 0x30, 0x3f, 0x6f] {
             assert_eq!(code(not_lent), Exit::NotLent, "{not_lent:#x}");
+        }
+        for hidden in [0x73, 0x8a, 0x8b, 0x8d] {
+            assert_eq!(code(hidden), Exit::Hidden, "{hidden:#x}");
         }
         assert_eq!([code(u64::MAX), code(0xffff_ffff)], [Exit::Invalid; 2]);
         assert_eq!(code(0x1234), Exit::Unknown(0x1234));
@@ -172,7 +198,9 @@ mod tests {
     }
 
     #[test]
-    fn cr0s_new_value_is_in_a_register() {
+    fn a_control_registers_new_value_is_in_a_register() {
+        assert_eq!(exit(0x14, &[0x41, 0x0f, 0x22, 0xe2]), Exit::Cr4Write { from: Some(10) });
+        assert_eq!(exit(0x14, &[0x0f, 0x22, 0xc2]), Exit::Cr4Write { from: None });
         assert_eq!(exit(0x10, &[0x0f, 0x22, 0xc3]), Exit::Cr0Write { from: Some(3) });
         assert_eq!(exit(0x10, &[0x0f, 0x22, 0xdb]), Exit::Cr0Write { from: None });
         assert_eq!(exit(0x10, &[0x0f, 0x06]), Exit::Cr0Write { from: None });

@@ -2,6 +2,7 @@
 //! [`Backend`](backend::Backend).
 
 pub mod backend;
+pub mod control;
 pub mod cpuid;
 pub mod exit;
 pub mod guest;

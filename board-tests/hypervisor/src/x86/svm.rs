@@ -16,8 +16,8 @@ use super::{
     memory::GuestMemory,
     msr,
     vmcb::{
-        ALL_DEBUG_REGISTERS, CR0_WRITE, Clean, EFER_SVME, FLUSH_ALL, Intercepts1, Intercepts2, NESTED_PAGING,
-        Segment, V_INTR_MASKING, Vmcb, exception_event,
+        ALL_DEBUG_REGISTERS, CR0_CR4_WRITE, Clean, EFER_SVME, FLUSH_ALL, Intercepts1, Intercepts2,
+        NESTED_PAGING, Segment, V_INTR_MASKING, Vmcb, exception_event,
     },
 };
 
@@ -184,7 +184,7 @@ impl<'a> Svm<'a> {
     ) -> Self {
         *vmcb = Vmcb::zeroed();
         let control = &mut vmcb.control;
-        control.cr_intercepts = CR0_WRITE;
+        control.cr_intercepts = CR0_CR4_WRITE;
         control.dr_intercepts = ALL_DEBUG_REGISTERS;
         control.intercepts1 = Intercepts1::all();
         control.intercepts2 = Intercepts2::all();
@@ -240,7 +240,7 @@ impl Backend for Svm<'_> {
         self.vmcb.control.tlb_control = 0;
         self.vmcb.control.event_injection = 0;
         let control = &self.vmcb.control;
-        let told_by_bytes = matches!(control.exit_code, 0x10 | 0x76 | 0x89);
+        let told_by_bytes = matches!(control.exit_code, 0x10 | 0x14 | 0x76 | 0x89);
         let instruction = if told_by_bytes { self.instruction() } else { None };
         Exit::decode(control.exit_code, [control.exit_info1, control.exit_info2], instruction)
     }
@@ -271,6 +271,7 @@ impl Backend for Svm<'_> {
             SystemRegister::Efer => self.vmcb.save.efer & !EFER_SVME,
             SystemRegister::Pat => self.vmcb.save.pat,
             SystemRegister::Cr0 => self.vmcb.save.cr0,
+            SystemRegister::Cr4 => self.vmcb.save.cr4,
         }
     }
 
@@ -279,7 +280,10 @@ impl Backend for Svm<'_> {
             SystemRegister::Efer => self.vmcb.save.efer = value | EFER_SVME,
             SystemRegister::Pat => self.vmcb.save.pat = value,
             SystemRegister::Cr0 => self.vmcb.save.cr0 = value,
+            SystemRegister::Cr4 => self.vmcb.save.cr4 = value,
         }
+        // What the guest's own tables mean may change with it.
+        self.forget_translations();
     }
 
     fn is_privileged(&self) -> bool {

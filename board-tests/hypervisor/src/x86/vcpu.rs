@@ -6,18 +6,11 @@ use portcullis_hal::Clock;
 
 use super::{
     backend::{Backend, Exception, Registers, SystemRegister},
-    cpuid,
+    control, cpuid,
     exit::{CacheInstruction, Exit, NestedFault},
     guest::calls,
     msr::{self, Access, Verdict},
 };
-
-/// `CR0`: paging, protection, cache disable, not write-through.
-const CR0_PG_PE: u64 = 1 << 31 | 1;
-const CR0_CACHE_DISABLE: u64 = 1 << 30;
-const CR0_NOT_WRITE_THROUGH: u64 = 1 << 29;
-const CR0_DEFINED: u64 = 0xe005_003f;
-const CR0_EXTENSION: u64 = 1 << 4;
 
 /// What becomes of instructions that act on whole caches.
 pub trait CacheControl {
@@ -116,8 +109,8 @@ pub struct Counts {
     pub refused: u64,
     /// Physical interrupts.
     pub interrupts: u64,
-    /// CR0 written.
-    pub cr0_writes: u64,
+    /// CR0 or CR4 written.
+    pub control_writes: u64,
     /// Shutdowns, and what should not be.
     pub other: u64,
 }
@@ -148,7 +141,7 @@ impl<B: Backend> Vcpu<B> {
             faults: 0,
             refused: 0,
             interrupts: 0,
-            cr0_writes: 0,
+            control_writes: 0,
             other: 0,
         };
         Self { backend, registers, counts: NONE, dead: false }
@@ -192,6 +185,10 @@ impl<B: Backend> Vcpu<B> {
 
     /// Does what an exit asks for; `Some` when the guest cannot just go on.
     fn handle(&mut self, exit: Exit, around: &mut Around<'_>) -> Option<Stop> {
+        if exit.needs_privilege() && !self.backend.is_privileged() {
+            self.counts.refused += 1;
+            return self.raise(Exception::GeneralProtection);
+        }
         *self.counter(exit) += 1;
         match exit {
             Exit::Hypercall => self.hypercall(around),
@@ -201,7 +198,8 @@ impl<B: Backend> Vcpu<B> {
                 around.cache.cache_instruction(kind);
                 self.skip()
             }
-            Exit::Cr0Write { from } => self.cr0(from),
+            Exit::Cr0Write { from } => self.control(SystemRegister::Cr0, from),
+            Exit::Cr4Write { from } => self.control(SystemRegister::Cr4, from),
             Exit::Io { .. } | Exit::NotLent => self.raise(Exception::GeneralProtection),
             Exit::Svm | Exit::Hidden => self.raise(Exception::InvalidOpcode),
             Exit::Interrupt => {
@@ -230,7 +228,7 @@ impl<B: Backend> Vcpu<B> {
             Exit::NestedFault(_) => &mut counts.faults,
             Exit::Svm | Exit::Hidden | Exit::NotLent => &mut counts.refused,
             Exit::Interrupt => &mut counts.interrupts,
-            Exit::Cr0Write { .. } => &mut counts.cr0_writes,
+            Exit::Cr0Write { .. } | Exit::Cr4Write { .. } => &mut counts.control_writes,
             Exit::NonMaskable | Exit::Shutdown | Exit::Invalid | Exit::Unknown(_) => &mut counts.other,
         }
     }
@@ -280,21 +278,15 @@ impl<B: Backend> Vcpu<B> {
         self.registers.set(Registers::RDX, value >> 32);
     }
 
-    /// Writes CR0 in the guest's place; what 64-bit code cannot have is refused (AMD64 manual, volume 2, 3.1.1).
-    fn cr0(&mut self, from: Option<u8>) -> Option<Stop> {
+    /// Writes a control register in the guest's place.
+    fn control(&mut self, register: SystemRegister, from: Option<u8>) -> Option<Stop> {
         /// The stack pointer's number: no register that the loop has.
         const STACK: u8 = 4;
-        let value = match from {
-            Some(STACK) | None => return self.raise(Exception::GeneralProtection),
-            Some(from) => self.registers.get(from),
-        };
-        let valid = value & CR0_PG_PE == CR0_PG_PE
-            && value & !CR0_DEFINED & 0xffff_ffff_0000_0000 == 0
-            && (value & CR0_CACHE_DISABLE != 0 || value & CR0_NOT_WRITE_THROUGH == 0);
-        if !valid {
-            return self.raise(Exception::GeneralProtection);
+        let value = from.filter(|from| *from != STACK).map(|from| self.registers.get(from));
+        match value.and_then(|value| control::judge(register, value)) {
+            Some(value) => self.backend.write(register, value),
+            None => return self.raise(Exception::GeneralProtection),
         }
-        self.backend.write(SystemRegister::Cr0, value & CR0_DEFINED | CR0_EXTENSION);
         self.skip()
     }
 

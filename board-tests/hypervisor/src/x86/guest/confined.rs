@@ -59,6 +59,7 @@ fn attempt(what: What, first: u64, second: u64) -> Outcome {
         What::Halt => probe!("hlt", 0u64, 0u64, 0u64),
         What::Monitor => probe!("monitor", first, 0u64, 0u64),
         What::Xsetbv => probe!("xsetbv", first, 0u64, 0u64),
+        What::WriteCr4 => probe!("mov cr4, rax", first, 0u64, 0u64),
         What::WriteDebug => probe!("mov dr0, rax", first, 0u64, 0u64),
         What::WriteCr0 => probe!("mov cr0, rax", first, 0u64, 0u64),
         What::ReadCr0 => probe!("mov rax, cr0", 0u64, 0u64, 0u64),

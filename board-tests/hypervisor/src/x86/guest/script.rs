@@ -93,6 +93,8 @@ operations! {
     TripleFault = 27,
     /// Goes round for ever.
     Spin = 28,
+    /// Writes CR4.
+    WriteCr4 = 29,
 }
 
 /// One thing to try.
@@ -161,9 +163,9 @@ mod tests {
 
     #[test]
     fn operations_have_the_numbers_that_they_are_found_by() {
-        for number in 1..=28 {
+        for number in 1..=29 {
             assert_eq!(What::numbered(number).map(|what| what as u64), Some(number));
         }
-        assert_eq!((What::numbered(0), What::numbered(29)), (None, None));
+        assert_eq!((What::numbered(0), What::numbered(30)), (None, None));
     }
 }

@@ -107,7 +107,10 @@ fn accesses<M: Machine>(stage: &mut Stage<'_, M>) -> Result<(), Failure> {
         ensure(told == [at; 3] && counts.faults == 3, "an access beyond the guest's memory was not told")?;
         for index in 0..3 {
             let outcome = outcome(guest, index)?;
-            ensure(outcome.vector == GENERAL_PROTECTION, "an access beyond the guest's memory was not refused")?;
+            ensure(
+                outcome.vector == GENERAL_PROTECTION,
+                "an access beyond the guest's memory was not refused",
+            )?;
             ensure(outcome.value == 0, "a refused load brought a value")?;
         }
         ensure(outcome(guest, 3)?.vector == DONE, "the guest does not go on after a refusal")?;
@@ -147,7 +150,8 @@ fn msrs<M: Machine>(stage: &mut Stage<'_, M>) -> Result<(), Failure> {
     let reads = MSRS.into_iter().skip(1).map(|number| Op(What::ReadMsr, number, 0));
     refused(stage, reads, GENERAL_PROTECTION, "the guest may read an MSR of the hypervisor's")?;
     let writes = MSRS.into_iter().map(|number| Op(What::WriteMsr, number, 0));
-    let counts = refused(stage, writes, GENERAL_PROTECTION, "the guest may write an MSR of the hypervisor's")?;
+    let counts =
+        refused(stage, writes, GENERAL_PROTECTION, "the guest may write an MSR of the hypervisor's")?;
     ensure(counts.msr == MSRS.len() as u64, "another number of accesses to MSRs arrived")?;
     let script = [
         Op(What::WriteMsr, EFER, 0x500 | EFER_SVME),
@@ -179,8 +183,10 @@ fn instructions<M: Machine>(stage: &mut Stage<'_, M>) -> Result<(), Failure> {
     refused(stage, svm, INVALID_OPCODE, "the guest may use an instruction of SVM")?;
     let monitor = [Op(What::Monitor, FREE, 0)];
     refused(stage, monitor, INVALID_OPCODE, "the guest may use MONITOR")?;
-    let debug = [Op(What::WriteDebug, FREE, 0)];
-    refused(stage, debug, GENERAL_PROTECTION, "the guest may write DR0")?;
+    let not_lent = [Op(What::WriteDebug, FREE, 0), Op(What::WriteCr4, 1 << 18 | 1 << 5, 0)];
+    refused(stage, not_lent, GENERAL_PROTECTION, "the guest may write DR0, or turn XSAVE on")?;
+    let hidden = [Op(What::Xsetbv, 3, 0)];
+    refused(stage, hidden, INVALID_OPCODE, "the guest may write XCR0")?;
     stage.step("the guest writes CR0");
     let write = |value| Op(What::WriteCr0, value, 0);
     let no_paging = [write(0x11), write(0x8000_0010), write(0xa000_0011), write(0x1_8000_0011)];
@@ -188,7 +194,7 @@ fn instructions<M: Machine>(stage: &mut Stage<'_, M>) -> Result<(), Failure> {
     let script = [write(0x8001_0033 | CR0_TASK_SWITCHED), Op(What::ReadCr0, 0, 0)];
     let (memory, counts, _) = carry_out(stage, &script, &mut |_, _| ())?;
     ensure(outcome(memory, 1)?.value == 0x8001_003b, "CR0 is not what the guest wrote")?;
-    ensure(counts.cr0_writes == 1, "another number of writes to CR0 arrived")
+    ensure(counts.control_writes == 1, "another number of writes to CR0 arrived")
 }
 
 /// X09: which instruction it was, also where the exit code says it wrongly.
