@@ -5,6 +5,9 @@
 
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 mod catalogue;
 pub mod power;
 pub mod x86;

@@ -13,8 +13,10 @@ mod console;
 mod cpus;
 mod exit;
 mod firmware;
+mod guests;
 mod interrupts;
 mod lapic;
+mod limit;
 mod memory;
 mod pci;
 mod second_cpu;
@@ -26,14 +28,16 @@ mod walk;
 use core::{panic::PanicInfo, ptr, ptr::NonNull};
 
 use heapless::Vec;
-use portcullis_hal::arch::x86_64::MmioRegisters;
-use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::NvmeDevice};
+use portcullis_hal::arch::x86_64::{MmioRegisters, TimeStampClock};
+use portcullis_hypervisor::x86::scenario as guest_scenarios;
+use portcullis_suite::{DmaDevice, Event, Failure, edu::Edu, nvme::NvmeDevice};
 use portcullis_vtd::Dmar;
 
 use crate::{
     board::{Devices, Q35, Registers, UNITS, Units},
     boot::{AcpiRoot, BootInfo},
     exit::{Verdict, exit},
+    guests::Guests,
     memory::MEMORY,
 };
 
@@ -88,7 +92,7 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
         defmt::error!("bring-up: {}", error);
         "a unit did not come up"
     })?;
-    act(&board, root, boot::option(information.command_line, "scenario"))
+    act(&board, root, clock, boot::option(information.command_line, "scenario"))
 }
 
 /// The registers of all units, in the table's order.
@@ -102,11 +106,27 @@ fn windows(dmar: &Dmar<'_>) -> Result<Vec<MmioRegisters, UNITS>, &'static str> {
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.
-fn act(board: &Q35<'_>, root: AcpiRoot, scenario: Option<&str>) -> Result<Verdict, &'static str> {
+fn act(
+    board: &Q35<'_>,
+    root: AcpiRoot,
+    clock: TimeStampClock,
+    scenario: Option<&str>,
+) -> Result<Verdict, &'static str> {
     board.announce();
     let Some(scenario) = scenario else { return Ok(Verdict::Passed) };
-    let of_cpus = (scenario == second_cpu::NAME).then(|| second_cpu::run(root));
-    match of_cpus.or_else(|| portcullis_suite::run(board, scenario)) {
+    if scenario == second_cpu::NAME {
+        return conclude(Some(second_cpu::run(root)));
+    }
+    if let Some(result) = portcullis_suite::run(board, scenario) {
+        return conclude(Some(result));
+    }
+    let guests = Guests::new(clock)?;
+    // SAFETY: the boot CPU, in an identity map; nobody else runs guests.
+    conclude(unsafe { guest_scenarios::run(&guests, scenario) })
+}
+
+fn conclude(result: Option<Result<(), Failure>>) -> Result<Verdict, &'static str> {
+    match result {
         Some(Ok(())) => Ok(Verdict::Passed),
         Some(Err(failure)) => {
             defmt::error!("line {=u32}: {}", failure.line, failure.error);

@@ -55,6 +55,8 @@ bitflags! {
         const DISK = 1 << 11;
         /// The image can have a second CPU work for it.
         const SECOND_CPU = 1 << 12;
+        /// The image can run guests by AMD's SVM, with nested paging.
+        const SVM = 1 << 13;
     }
 }
 
