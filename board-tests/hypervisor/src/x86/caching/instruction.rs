@@ -25,7 +25,8 @@ impl<F: Fn() -> Result<Notice, NoNotice>> Notices for F {
 /// The machine's caches.
 pub trait Caches {
     /// Has each of `cpus` do `flush`, this one too if it is among them, and waits until all have, or until a limit
-    /// of its own.
+    /// of its own. Meanwhile it does what other CPUs ask of this one: two guests, or two CPUs of one, may flush at
+    /// the same time.
     ///
     /// # Errors
     /// Those that did not answer.
