@@ -96,6 +96,8 @@ impl Stays {
 /// that was under way when that was asked, or began later, stays open: it may bring lines into the cache behind the
 /// flush. Until a flush is known to be done, others that want one ask the same CPUs again: none takes another's
 /// unfinished flush for its own.
+///
+/// The same two calls go around what the hypervisor itself stores in the guest's memory.
 #[derive(Debug)]
 pub struct Footprint {
     inside: AtomicU64,

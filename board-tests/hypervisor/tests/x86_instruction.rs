@@ -6,7 +6,7 @@ use portcullis_hal::footprint::{MAX_CPUS, NoSuchCpu};
 use portcullis_hypervisor::x86::caching::{
     ByNotice, CacheControl,
     CacheInstruction::{self, Invd, Wbinvd, Wbnoinvd},
-    Caches, Counts, Cpus, Flush, Footprint, NotObeyed, Obeyed,
+    Caches, Counts, Cpus, Flush, Footprint, NotObeyed, Notices, Obeyed,
 };
 use portcullis_iommu::{Because, Coherency, Error, Notice, VmId};
 
@@ -59,13 +59,17 @@ impl Guest {
     }
 
     fn does(&self, kind: CacheInstruction, cpus: &mut FakeCpus<'_>) -> Result<Obeyed, NotObeyed> {
+        self.exits(cpus).cache_instruction(kind)
+    }
+
+    /// What handles its exits.
+    fn exits<'a>(&'a self, caches: &'a mut FakeCpus<'_>) -> ByNotice<'a, impl Notices, impl Caches> {
         let notices = || {
             let mut notices = self.notices.borrow_mut();
             let next = if notices.len() > 1 { notices.pop_front() } else { notices.front().copied() };
             next.ok_or(Error::UnknownVm { vm: VmId(9) })
         };
-        ByNotice { notices, footprint: &self.footprint, caches: cpus, counts: &self.counts }
-            .cache_instruction(kind)
+        ByNotice { notices, footprint: &self.footprint, caches, counts: &self.counts }
     }
 }
 
@@ -238,4 +242,19 @@ fn x20_notices_that_never_stand_still_hold_nobody_up() {
     guest.ran_on(&[0]);
     assert_eq!(guest.does(Invd, &mut FakeCpus::default()), Ok(Obeyed::Flushed(cpus(&[0]))));
     assert_eq!(guest.notices.borrow().len(), 98, "two are read");
+}
+
+#[test]
+fn x23_a_rebuild_flushes_as_an_instruction_does_and_counts_as_none() {
+    let guest = Guest::told(&[(Coherency::Coherent, 2)]);
+    let mut machine = FakeCpus { silent: vec![1], ..FakeCpus::default() };
+    guest.ran_on(&[0, 1]);
+    let unanswered = NotObeyed::Unanswered { cpus: cpus(&[1]) };
+    assert_eq!(guest.exits(&mut machine).flush_for_rebuild(), Err(unanswered));
+    machine.silent.clear();
+    assert_eq!(guest.exits(&mut machine).flush_for_rebuild(), Ok(cpus(&[0, 1])));
+    assert_eq!(guest.exits(&mut machine).flush_for_rebuild(), Ok(Cpus::NONE));
+    assert_eq!(machine.flushed.last(), Some(&(Flush::WriteBackInvalidate, cpus(&[0, 1]))));
+    let counts = [&guest.counts.skipped, &guest.counts.flushed, &guest.counts.failed];
+    assert_eq!(counts.map(|count| count.total()), [0; 3]);
 }

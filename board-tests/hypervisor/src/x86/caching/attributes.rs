@@ -102,6 +102,7 @@ pub struct Rebuild {
     /// Counts rebuilds of this guest, from 1.
     pub generation: u64,
     /// Memory changes between cached and honoured types: lines from before would show old data, or overwrite new.
+    /// [`ByNotice::flush_for_rebuild`](super::ByNotice::flush_for_rebuild) does it.
     pub must_flush: bool,
     /// The notice that was obeyed.
     pub notice: Notice,

@@ -25,7 +25,8 @@ impl<F: Fn() -> Result<Notice, NoNotice>> Notices for F {
 /// The machine's caches.
 pub trait Caches {
     /// Has each of `cpus` do `flush`, this one too if it is among them, and waits until all have, or until a limit
-    /// of its own.
+    /// of its own. Meanwhile it does what other CPUs ask of this one: two guests, or two CPUs of one, may flush at
+    /// the same time.
     ///
     /// # Errors
     /// Those that did not answer.
@@ -149,6 +150,15 @@ impl<N: Notices, C: Caches> CacheControl for ByNotice<'_, N, C> {
 }
 
 impl<N: Notices, C: Caches> ByNotice<'_, N, C> {
+    /// What [`Rebuild::must_flush`](super::Rebuild::must_flush) asks for, when the tables are changed. No instruction
+    /// is counted. Gives the CPUs that did it.
+    ///
+    /// # Errors
+    /// [`NotObeyed::Unanswered`]: the guest must not run with the new tables.
+    pub fn flush_for_rebuild(&mut self) -> Result<Cpus, NotObeyed> {
+        self.flush(Flush::WriteBackInvalidate)
+    }
+
     /// Two notices at most: a flush is right under any, so if one that lets off does not stand still, there is
     /// nothing to be won by a third, and whoever changes notices cannot keep this CPU busy.
     ///
