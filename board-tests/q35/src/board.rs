@@ -1,5 +1,7 @@
 //! A q35 machine as the suite sees it.
 
+use core::time::Duration;
+
 use heapless::Vec;
 use portcullis_hal::{
     Clock, ConfigSpace, DeviceId, DonatedPages, Iova, PagePool, PhysAddr, RegisterIo,
@@ -8,7 +10,8 @@ use portcullis_hal::{
 use portcullis_iommu::{Error, Iommu};
 use portcullis_suite::{Board, Buffer, DmaDevice, Event, memory::Buffers, withhold::Withholding};
 use portcullis_vtd::{
-    Coherency, ContextSpec, Dmar, MachineConfig, UnitAt, UnitScope, VtdIommu, spec::registers,
+    Coherency, ContextSpec, Dmar, MachineConfig, UnitAt, UnitScope, VtdIommu,
+    spec::registers::{self, Global},
 };
 
 use crate::{
@@ -49,6 +52,7 @@ pub(crate) struct Q35<'b> {
     devices: Devices<'b>,
     buffers: &'b Buffers,
     clock: TimeStampClock,
+    bare_disk_time: Option<Duration>,
 }
 
 impl<'b> Units<'b> {
@@ -70,6 +74,12 @@ impl<'b> Units<'b> {
         VtdIommu::bring_up_all(units, pool, clock, cache, config)
     }
 
+    /// Whether any unit translates.
+    pub(crate) fn translate(self) -> bool {
+        let status = |unit: &MmioRegisters| Global::from_bits_retain(unit.read32(registers::GSTS));
+        self.windows.iter().any(|unit| status(unit).contains(Global::TRANSLATION))
+    }
+
     /// The place of the unit that a device is behind.
     fn place_of(self, device: DeviceId) -> Option<usize> {
         let unit = self.dmar.unit_of(device, &pci::buses_behind)?;
@@ -84,10 +94,11 @@ impl<'b> Q35<'b> {
         devices: Devices<'b>,
         buffers: &'b Buffers,
         clock: TimeStampClock,
+        bare_disk_time: Option<Duration>,
     ) -> Result<Self, Error> {
         let pool = MEMORY.pool().ok_or(Error::NeedPages { count: 1 })?;
         let driver = units.bring_up(units.registers.iter(), pool, clock)?;
-        Ok(Self { iommu: Iommu::new(driver), units, devices, buffers, clock })
+        Ok(Self { iommu: Iommu::new(driver), units, devices, buffers, clock, bare_disk_time })
     }
 
     /// Tells the host what there is.
@@ -172,6 +183,10 @@ impl<'b> Board for Q35<'b> {
 
     fn reports_faults(&self) -> bool {
         true
+    }
+
+    fn bare_disk_time(&self) -> Option<Duration> {
+        self.bare_disk_time
     }
 
     fn config_space(&self) -> impl ConfigSpace + '_ {

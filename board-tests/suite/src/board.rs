@@ -1,5 +1,7 @@
 //! What a scenario needs of a machine.
 
+use core::time::Duration;
+
 use portcullis_hal::{Clock, ConfigSpace, DeviceId, DmaExtent, Iova, PhysAddr};
 use portcullis_iommu::{Driver, Error, Fault, Iommu};
 
@@ -81,6 +83,12 @@ pub trait Board {
     /// Takes the oldest fault that hardware has recorded.
     fn take_fault(&self) -> Option<Fault> {
         self.iommu().take_fault()
+    }
+
+    /// How long the [disk](DmaDevice::disk) took before the IOMMU translated, if that was
+    /// [measured](crate::bare::time_disk).
+    fn bare_disk_time(&self) -> Option<Duration> {
+        None
     }
 
     /// The configuration space of the devices.
@@ -218,4 +226,9 @@ pub trait Disk {
     /// # Errors
     /// As [`read`](Self::read).
     fn write(&self, geometry: Geometry, block: u64, memory: Iova, bytes: u64) -> Result<(), DmaError>;
+    /// Ends whatever is under way, until the device is [started](DmaDevice::start) anew.
+    ///
+    /// # Errors
+    /// [`DmaError::TimedOut`].
+    fn stop(&self) -> Result<(), DmaError>;
 }

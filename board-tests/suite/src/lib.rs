@@ -5,6 +5,7 @@
 
 #![no_std]
 
+pub mod bare;
 pub mod board;
 pub mod checksum;
 pub mod edu;

@@ -52,7 +52,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// One NVMe controller. `R` gives its registers as numbers, whatever the byte order of the machine.
 ///
 /// Calls take their turn by themselves: one CPU at a time. After [`DmaError::TimedOut`] commands may still
-/// be under way: [`stop`](Self::stop) ends them, and [`start`](Self::start) begins anew.
+/// be under way: [`stop`](Disk::stop) ends them, and [`start`](Self::start) begins anew.
 pub struct Nvme<'q, R, C> {
     registers: R,
     clock: C,
@@ -99,14 +99,6 @@ impl<'q, R: RegisterIo, C: Clock> Nvme<'q, R, C> {
         self.enable(true)?;
         self.create(CREATE_COMPLETION, Queue::Io.completion(), CONTIGUOUS)?;
         self.create(CREATE_SUBMISSION, Queue::Io.submission(), 1 << 16 | CONTIGUOUS)
-    }
-
-    /// Resets the controller (CC.EN, 3.1.5): afterwards no command is under way.
-    ///
-    /// # Errors
-    /// [`DmaError::TimedOut`].
-    pub fn stop(&self) -> Result<(), DmaError> {
-        self.enable(false)
     }
 
     fn enable(&self, on: bool) -> Result<(), DmaError> {
@@ -264,5 +256,10 @@ impl<R: RegisterIo, C: Clock> Disk for Nvme<'_, R, C> {
 
     fn write(&self, geometry: Geometry, block: u64, memory: Iova, bytes: u64) -> Result<(), DmaError> {
         self.transfer(WRITE, geometry, Run { block, memory, bytes })
+    }
+
+    fn stop(&self) -> Result<(), DmaError> {
+        // Of the controller (CC.EN, 3.1.5): it forgets its queues.
+        self.enable(false)
     }
 }

@@ -132,4 +132,9 @@ impl<B: Bus> Disk for QueueDevice<B> {
     fn write(&self, _: Geometry, _: u64, _: Iova, bytes: u64) -> Result<(), DmaError> {
         Err(DmaError::TooLong { bytes })
     }
+
+    fn stop(&self) -> Result<(), DmaError> {
+        self.base.set(None);
+        Ok(())
+    }
 }
