@@ -307,3 +307,6 @@ impl<B: Backend> Vcpu<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

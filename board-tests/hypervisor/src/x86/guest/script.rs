@@ -145,6 +145,7 @@ fn write(memory: GuestMemory, index: u64, words: [u64; WORDS as usize]) -> Optio
 mod tests {
     use super::*;
     use core::ptr::NonNull;
+    use std::vec;
 
     #[test]
     fn a_script_is_where_the_guest_finds_it_and_ends() {
