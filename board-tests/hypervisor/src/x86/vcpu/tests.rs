@@ -20,12 +20,22 @@ struct Told {
     did: Vec<Did>,
     program: bool,
     turns: u64,
+    up: u64,
 }
 
 impl Backend for Told {
     fn run(&mut self, _: &mut Registers) -> Exit {
+        assert_eq!(self.up, 1, "the vCPU's vector registers are not on the CPU");
         self.turns += 1;
         self.exits.pop_front().unwrap_or(Exit::Halt)
+    }
+
+    fn take_up(&mut self) {
+        self.up += 1;
+    }
+
+    fn put_down(&mut self) {
+        self.up -= 1;
     }
 
     fn instruction_pointer(&self) -> u64 {
@@ -108,7 +118,9 @@ fn run(vcpu: &mut Vcpu<Told>, cache: &mut Heard, limit: Duration) -> (Stop, Time
     let clock = Ticking(Cell::new(0));
     let mut hypercall = |call: Call| call.number + 1;
     let mut around = Around { clock: &clock, limit: &mut timer, cache, hypercall: &mut hypercall };
-    (vcpu.run(&mut around, limit), timer)
+    let stop = vcpu.run(&mut around, limit);
+    assert_eq!(vcpu.backend.up, 0);
+    (stop, timer)
 }
 
 fn to_halt(vcpu: &mut Vcpu<Told>) -> Stop {
