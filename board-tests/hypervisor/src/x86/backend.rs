@@ -67,6 +67,12 @@ pub trait Backend {
     /// A physical interrupt ends it, and is pending afterwards.
     fn run(&mut self, registers: &mut Registers) -> Exit;
 
+    /// Takes the vCPU's x87 and vector registers up, before the first of its turns in a row: entry and exit leave them.
+    fn take_up(&mut self);
+
+    /// Puts them down, after the last.
+    fn put_down(&mut self);
+
     /// The instruction pointer.
     fn instruction_pointer(&self) -> u64;
 

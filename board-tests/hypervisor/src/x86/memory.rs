@@ -102,6 +102,7 @@ impl GuestMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec;
 
     fn with_memory(act: impl FnOnce(GuestMemory)) {
         let mut words = vec![0u64; 5 * 512];

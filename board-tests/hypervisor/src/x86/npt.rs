@@ -218,7 +218,7 @@ fn check(guest: u64, host: u64, bytes: u64) -> Result<(), NptError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_fake::FakeMemory;
+    use portcullis_fake::memory::FakeMemory;
 
     fn pool() -> PagePool<FakeMemory> {
         PagePool::new(FakeMemory::coherent(PhysAddr::new(0x10_0000), 64)).expect("a pool")

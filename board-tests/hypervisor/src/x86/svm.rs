@@ -1,12 +1,15 @@
 //! AMD's virtualisation: guests by VMRUN (AMD64 manual, volume 2, chapter 15).
 
 use core::{
-    arch::{global_asm, x86_64::__cpuid_count},
+    arch::{asm, global_asm, x86_64::__cpuid_count},
     cell::UnsafeCell,
     marker::PhantomData,
 };
 
-use x86_64::registers::model_specific::Msr;
+use x86_64::registers::{
+    control::{Cr4, Cr4Flags},
+    model_specific::Msr,
+};
 
 use super::{
     backend::{Backend, Exception, Registers, Start, SystemRegister},
@@ -17,7 +20,7 @@ use super::{
     msr,
     vmcb::{
         ALL_DEBUG_REGISTERS, CR0_CR4_WRITE, Clean, EFER_SVME, FLUSH_ALL, Intercepts1, Intercepts2,
-        NESTED_PAGING, Segment, V_INTR_MASKING, Vmcb, exception_event,
+        NESTED_PAGING, Segment, V_INTR_MASKING, Vmcb, exception_event, interrupted_event,
     },
 };
 
@@ -33,8 +36,8 @@ const EFER_NO_EXECUTE: u64 = 1 << 11;
 const LONG_MODE: u64 = 1 << 8 | 1 << 10;
 /// PG, WP, NE, ET, MP, PE.
 const GUEST_CR0: u64 = 0x8001_0033;
-/// PAE.
-const GUEST_CR4: u64 = 1 << 5;
+/// PAE, OSFXSR, OSXMMEXCPT.
+const GUEST_CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 /// The page attribute table after reset (7.8.2).
 const RESET_PAT: u64 = 0x0007_0406_0007_0406;
 /// DR6 and DR7 after reset.
@@ -115,6 +118,8 @@ impl SvmCpu {
             let mut efer = Msr::new(EFER);
             let value = efer.read() | EFER_SVME | EFER_NO_EXECUTE;
             efer.write(value);
+            // FXSAVE saves vector registers only with it.
+            Cr4::update(|flags| *flags |= Cr4Flags::OSFXSR);
             Msr::new(VM_HSAVE_PA).write(area.saved.get().addr() as u64);
         }
         Ok(Self { area, here: PhantomData })
@@ -160,9 +165,27 @@ impl Default for Permissions {
     }
 }
 
+/// x87 and vector registers as FXSAVE has them (11.4.4).
+#[derive(Debug)]
+#[repr(C, align(16))]
+struct Vectors([u64; 64]);
+
+impl Vectors {
+    /// As after reset: all exceptions masked.
+    const fn new() -> Self {
+        const CONTROL: u64 = 0x37f;
+        const VECTOR_CONTROL: u64 = 0x1f80;
+        let mut words = [0; 64];
+        words[0] = CONTROL;
+        words[3] = VECTOR_CONTROL;
+        Self(words)
+    }
+}
+
 /// One vCPU, on the CPU that runs it.
 #[derive(Debug)]
 pub struct Svm<'a> {
+    vectors: Vectors,
     cpu: &'a SvmCpu,
     vmcb: &'a mut Vmcb,
     memory: GuestMemory,
@@ -196,7 +219,7 @@ impl<'a> Svm<'a> {
         control.nested_control = NESTED_PAGING;
         control.nested_cr3 = nested_root;
         begin(vmcb, start);
-        Self { cpu, vmcb, memory }
+        Self { vectors: Vectors::new(), cpu, vmcb, memory }
     }
 
     /// Makes this CPU forget the guest's translations before its next turn: nested mappings were taken out.
@@ -238,11 +261,23 @@ impl Backend for Svm<'_> {
         unsafe { x86_svm_run(self.vmcb, self.cpu.area.own.get(), registers) }
         registers.set(Registers::RAX, self.vmcb.save.rax);
         self.vmcb.control.tlb_control = 0;
-        self.vmcb.control.event_injection = 0;
+        self.vmcb.control.event_injection = interrupted_event(self.vmcb.control.exit_interrupt_info);
         let control = &self.vmcb.control;
         let told_by_bytes = matches!(control.exit_code, 0x10 | 0x14 | 0x76 | 0x89);
         let instruction = if told_by_bytes { self.instruction() } else { None };
         Exit::decode(control.exit_code, [control.exit_info1, control.exit_info2], instruction)
+    }
+
+    fn take_up(&mut self) {
+        // SAFETY: the hypervisor is built without these registers; the area has their form.
+        unsafe {
+            asm!("fxrstor64 [{area}]", area = in(reg) &raw const self.vectors.0, options(nostack, readonly))
+        }
+    }
+
+    fn put_down(&mut self) {
+        // SAFETY: as above; the area is as long as it must be, and aligned.
+        unsafe { asm!("fxsave64 [{area}]", area = in(reg) &raw mut self.vectors.0, options(nostack)) }
     }
 
     fn instruction_pointer(&self) -> u64 {

@@ -159,6 +159,7 @@ impl<B: Backend> Vcpu<B> {
             return Stop::Shutdown;
         }
         let end = around.clock.now().saturating_add(limit);
+        self.backend.take_up();
         around.limit.arm(limit);
         let stop = loop {
             let exit = self.backend.run(&mut self.registers);
@@ -174,6 +175,7 @@ impl<B: Backend> Vcpu<B> {
             }
         };
         around.limit.disarm();
+        self.backend.put_down();
         self.dead = matches!(stop, Stop::Shutdown);
         stop
     }
@@ -307,3 +309,6 @@ impl<B: Backend> Vcpu<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

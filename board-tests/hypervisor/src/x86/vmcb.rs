@@ -323,6 +323,15 @@ pub const fn exception_event(vector: u8, error_code: Option<u32>) -> u64 {
     }
 }
 
+/// What of an event whose delivery an exit interrupted (`EXITINTINFO`, 15.7.2) is to be delivered again: interrupts and
+/// exceptions. The guest executes an INT again by itself.
+#[must_use]
+pub const fn interrupted_event(info: u64) -> u64 {
+    const VALID: u64 = 1 << 31;
+    let software = matches!((info >> 8 & 7, info & 0xff), (4, _) | (3, 3 | 4));
+    if info & VALID != 0 && !software { info } else { 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,6 +341,16 @@ mod tests {
         assert_eq!(exception_event(6, None), 0x8000_0306);
         assert_eq!(exception_event(13, Some(0)), 0x8000_0b0d);
         assert_eq!(exception_event(14, Some(7)), 0x7_8000_0b0e);
+    }
+
+    #[test]
+    fn an_event_that_was_interrupted_comes_again_unless_the_guest_repeats_it() {
+        let fault = exception_event(14, Some(2));
+        assert_eq!(interrupted_event(fault), fault);
+        assert_eq!(interrupted_event(0x8000_0030), 0x8000_0030, "an interrupt");
+        for none in [0, fault & !(1 << 31), 0x8000_0480, 0x8000_0303, 0x8000_0304] {
+            assert_eq!(interrupted_event(none), 0, "{none:#x}");
+        }
     }
 
     #[test]

@@ -63,6 +63,9 @@ fn attempt(what: What, first: u64, second: u64) -> Outcome {
         What::WriteDebug => probe!("mov dr0, rax", first, 0u64, 0u64),
         What::WriteCr0 => probe!("mov cr0, rax", first, 0u64, 0u64),
         What::ReadCr0 => probe!("mov rax, cr0", 0u64, 0u64, 0u64),
+        // MOVQ between RAX and XMM0: the image is built without vector registers, and its assembler has none.
+        What::WriteVector => probe!(".byte 0x66, 0x48, 0x0f, 0x6e, 0xc0", first, 0u64, 0u64),
+        What::ReadVector => probe!(".byte 0x66, 0x48, 0x0f, 0x7e, 0xc0", 0u64, 0u64, 0u64),
         What::TripleFault => triple_fault(),
         What::Spin => spin(),
     }

@@ -95,6 +95,10 @@ operations! {
     Spin = 28,
     /// Writes CR4.
     WriteCr4 = 29,
+    /// Writes XMM0's low half.
+    WriteVector = 30,
+    /// Reads XMM0's low half.
+    ReadVector = 31,
 }
 
 /// One thing to try.
@@ -145,6 +149,7 @@ fn write(memory: GuestMemory, index: u64, words: [u64; WORDS as usize]) -> Optio
 mod tests {
     use super::*;
     use core::ptr::NonNull;
+    use std::vec;
 
     #[test]
     fn a_script_is_where_the_guest_finds_it_and_ends() {
@@ -163,9 +168,9 @@ mod tests {
 
     #[test]
     fn operations_have_the_numbers_that_they_are_found_by() {
-        for number in 1..=29 {
+        for number in 1..=31 {
             assert_eq!(What::numbered(number).map(|what| what as u64), Some(number));
         }
-        assert_eq!((What::numbered(0), What::numbered(30)), (None, None));
+        assert_eq!((What::numbered(0), What::numbered(32)), (None, None));
     }
 }

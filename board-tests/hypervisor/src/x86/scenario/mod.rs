@@ -130,16 +130,43 @@ impl<'m, M: Machine> Stage<'m, M> {
         argument: u64,
     ) -> Result<Vcpu<Svm<'s>>, Failure> {
         let block = need(self.blocks.first_mut(), "there is no control block")?;
-        let start = need(guest.start(0).ok(), "there is no such vCPU")?;
-        let space = (guest.memory(), guest.nested_root());
-        // SAFETY: the nested tables lead to the guest's own memory and what was lent to it; all addresses are physical
-        // ones; there is one vCPU at a time.
-        let backend = unsafe { Svm::new(&self.cpu, block, self.machine.permissions(), space, 1, start) };
-        let mut registers = Registers::default();
-        registers.set(Registers::RDI, program as u64);
-        registers.set(Registers::RSI, argument);
-        Ok(Vcpu::new(backend, registers))
+        begin(self.machine, &self.cpu, (block, 1), guest, program, argument)
     }
+
+    /// The same of two guests that take turns.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub fn vcpus<'s>(
+        &'s mut self,
+        [one, other]: [&'s Guest<'m>; 2],
+        program: Program,
+        argument: u64,
+    ) -> Result<[Vcpu<Svm<'s>>; 2], Failure> {
+        let [first, second, ..] = &mut *self.blocks else { return fail("there are no two control blocks") };
+        let first = begin(self.machine, &self.cpu, (first, 1), one, program, argument)?;
+        Ok([first, begin(self.machine, &self.cpu, (second, 2), other, program, argument)?])
+    }
+}
+
+/// vCPU 0 of a guest, with a control block and a number in the TLB that no other vCPU has.
+fn begin<'s, M: Machine>(
+    machine: &M,
+    cpu: &'s SvmCpu,
+    (block, number): (&'s mut Vmcb, u32),
+    guest: &Guest<'_>,
+    program: Program,
+    argument: u64,
+) -> Result<Vcpu<Svm<'s>>, Failure> {
+    let start = need(guest.start(0).ok(), "there is no such vCPU")?;
+    let space = (guest.memory(), guest.nested_root());
+    // SAFETY: the nested tables lead to the guest's own memory and what was lent to it; all addresses are physical
+    // ones; the callers' numbers differ.
+    let backend = unsafe { Svm::new(cpu, block, machine.permissions(), space, number, start) };
+    let mut registers = Registers::default();
+    registers.set(Registers::RDI, program as u64);
+    registers.set(Registers::RSI, argument);
+    Ok(Vcpu::new(backend, registers))
 }
 
 /// Runs a vCPU with these hypercalls, and counts its cache instructions.

@@ -2,11 +2,16 @@
 
 use portcullis_suite::{Event, Failure};
 
-use super::{LIMIT, Machine, Stage, ended, ensure, turn};
+use super::{LIMIT, Machine, Stage, ended, ensure, load, no_call, outcome, turn};
 use crate::x86::{
-    guest::{calls, layout::FREE, programs::Program},
+    guest::{
+        calls,
+        layout::{ARGUMENTS, FREE},
+        programs::Program,
+        script::{Op, What},
+    },
     state,
-    vcpu::{Call, NoCacheControl, UNKNOWN_CALL},
+    vcpu::{Call, NoCacheControl, Stop, UNKNOWN_CALL},
 };
 
 const VALUE: u64 = 0x8877_6655_4433_2211;
@@ -40,6 +45,33 @@ pub(super) fn svm_guest_runs<M: Machine>(stage: &mut Stage<'_, M>) -> Result<(),
     ensure(machine.digest() == digest, "the hypervisor's image has changed")?;
     let what = "an empty hypercall by VMMCALL, least of 200";
     machine.emit(&Event::Measured { what, value: ticks, unit: "ticks" });
+    drop(guest);
+    vectors(stage)
+}
+
+/// Two guests take turns: each finds its vector registers as it left them, and nothing of the other's.
+fn vectors<M: Machine>(stage: &mut Stage<'_, M>) -> Result<(), Failure> {
+    stage.step("two guests take turns");
+    let machine = stage.machine;
+    let guests = [stage.guest(0)?, stage.guest(1)?];
+    let values = [VALUE, !VALUE];
+    for (guest, value) in guests.iter().zip(values) {
+        let write = Op(What::WriteVector, value, 0);
+        let read = Op(What::ReadVector, 0, 0);
+        load(guest.memory(), [read, write, Op(What::Halt, 0, 0), read])?;
+    }
+    let [one, other] = &guests;
+    let mut vcpus = stage.vcpus([one, other], Program::Script, ARGUMENTS)?;
+    for vcpu in &mut vcpus {
+        let stop = turn(machine, vcpu, &mut NoCacheControl, &mut no_call, LIMIT);
+        ensure(stop == Stop::Halted, "a guest did not halt")?;
+    }
+    for ((guest, value), vcpu) in guests.iter().zip(values).zip(&mut vcpus) {
+        ended(turn(machine, vcpu, &mut NoCacheControl, &mut no_call, LIMIT))?;
+        let read = |index| outcome(guest.memory(), index).map(|outcome| outcome.value);
+        ensure(read(0)? == 0, "a guest sees a vector register of another one")?;
+        ensure(read(3)? == value, "a vector register is not as the guest left it")?;
+    }
     Ok(())
 }
 
