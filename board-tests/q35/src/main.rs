@@ -1,8 +1,7 @@
 //! Test image for q35: boots, brings VT-d up, runs one scenario of the suite, and exits.
 //!
 //! The scenario is named by `scenario=NAME` on the command line; without one the image only tells what
-//! the machine has. Identity-mapped, one CPU, no interrupts but the timer's
-//! while a guest runs.
+//! the machine has. Identity-mapped, one CPU, no interrupts but the timer's while a guest runs.
 
 #![no_std]
 #![no_main]
