@@ -1,7 +1,8 @@
 //! Test image for q35: boots, brings VT-d up, runs one scenario of the suite, and exits.
 //!
 //! The scenario is named by `scenario=NAME` on the command line; without one the image only tells what
-//! the machine has. Identity-mapped; one CPU without interrupts, unless a scenario starts the others.
+//! the machine has. Identity-mapped; one CPU, whose only interrupts are the timer's while a guest runs, unless a
+//! scenario starts the others.
 
 #![no_std]
 #![no_main]

@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use portcullis_hal::PhysAddr;
+use portcullis_hal::{DmaExtent, PhysAddr, PhysRange};
 
 /// What `CR3` and table entries hold of addresses (AMD64 manual, volume 2, 5.3).
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -42,6 +42,15 @@ impl GuestMemory {
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.bytes
+    }
+
+    /// The right to point the guest's devices at it; `None` for memory of no length.
+    #[must_use]
+    pub fn extent(self) -> Option<DmaExtent> {
+        let range = PhysRange::new(self.address(), self.bytes).ok()?;
+        // SAFETY: the guest's for good, for volatile accesses and nothing else (promised to `new`); the hypervisor
+        // trusts nothing in it.
+        Some(unsafe { DmaExtent::new(range) })
     }
 
     /// The aligned word at guest-physical `at`; `None` beyond the memory.
