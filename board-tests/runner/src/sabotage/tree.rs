@@ -7,7 +7,14 @@ use std::{
     process::Command,
 };
 
-use crate::{child, error::Error, project::Project};
+use super::seed::seed;
+use crate::{child, error::Error, project::Project, test::artifact::Artifact};
+
+/// The copy's build folder, in that of the project.
+const BUILD: &str = "sabotage/build";
+
+/// The profile's folder in each build folder.
+const PROFILE: &str = "debug";
 
 /// The copy, and the build folder that all breakages share.
 pub(super) struct Tree {
@@ -26,20 +33,28 @@ impl Tree {
         for file in &files {
             copy_if_different(&project.root().join(file), &folder.join(file))?;
         }
+        let build = project.target().join(BUILD).join(PROFILE);
+        seed(&project.target().join(PROFILE), &build).map_err(Error::file(&build))?;
         let patches = project.root().join("board-tests/sabotage");
         Ok(Self { project: project.clone(), folder, patches })
     }
 
     /// Cargo, to be run in the copy.
     pub(super) fn cargo(&self) -> Command {
-        self.cargo_into("sabotage/build")
+        let mut command = self.cargo_into(BUILD);
+        command.arg("--config").arg(self.patches.join("profile.toml"));
+        command
     }
 
-    /// The same for tests that run under the model checker. It has a build folder of its own, and wants
-    /// speed: unoptimised, it takes minutes.
+    /// The same for tests that run under the model checker, with a build folder of their own. What they run is
+    /// optimised, as for `cargo boards test`, and so is the checker: otherwise it takes minutes. What
+    /// it brings along is not.
     pub(super) fn cargo_for_models(&self) -> Command {
         let mut command = self.cargo_into("sabotage/loom");
-        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_PROFILE_DEV_OPT_LEVEL", "3");
+        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_PROFILE_DEV_DEBUG", "false");
+        for package in ["loom", "generator"] {
+            command.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
+        }
         command
     }
 
@@ -47,6 +62,13 @@ impl Tree {
         let mut command = self.project.cargo();
         command.current_dir(&self.folder);
         command.env("CARGO_TARGET_DIR", self.project.target().join(build));
+        command
+    }
+
+    /// Runs a test program of the copy. Some tests call cargo: they find the copy's build folder.
+    pub(super) fn program(&self, artifact: &Artifact) -> Command {
+        let mut command = artifact.command();
+        command.env("CARGO_TARGET_DIR", self.project.target().join(BUILD));
         command
     }
 
