@@ -131,11 +131,9 @@ fn unbroken<'b>(tree: &Tree, breakages: &'b [Breakage]) -> Result<BTreeSet<Test<
     let screen = Screen::steps(tests.len());
     let mut green = BTreeSet::new();
     for &test in &tests {
-        let [package, target, name] = test;
+        let [.., name] = test;
         screen.now(name);
-        if let Some(program) = programs.of(package, target)
-            && programs::is_green(tree, program, name)?
-        {
+        if is_green(tree, &programs, test)? == Ok(true) {
             green.insert(test);
         }
         screen.step();
@@ -172,16 +170,24 @@ fn stays_green(tree: &Tree, breakage: &Breakage, screen: &Screen) -> Result<Opti
         }
         Err(error) => return Err(error),
     };
-    let Some(program) = programs.of(&breakage.package, &breakage.target) else {
-        return Ok(Some("ITS TESTS ARE NOT BUILT with it".to_owned()));
-    };
     let mut green = Vec::new();
-    for name in &breakage.turns_red {
-        if programs::is_green(tree, program, name)? {
-            green.push(name.as_str());
+    for test in breakage.tests() {
+        match is_green(tree, &programs, test)? {
+            Ok(true) => green.push(test[2]),
+            Ok(false) => {}
+            Err(why) => return Ok(Some(format!("DOES NOT RUN with it: {why}"))),
         }
     }
     Ok((!green.is_empty()).then(|| format!("STAYS GREEN: {}", green.join(", "))))
+}
+
+/// Whether a test is there and green; the inner error says why it could not be run.
+fn is_green(tree: &Tree, programs: &Programs, test: Test<'_>) -> Result<Result<bool, String>, Error> {
+    let [package, target, name] = test;
+    match programs.of(package, target) {
+        Some(program) => programs::is_green(tree, program, name).map(Ok),
+        None => Ok(Err(format!("{target} of {package} is not built"))),
+    }
 }
 
 fn first_error(output: &str) -> String {
