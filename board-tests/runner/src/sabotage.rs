@@ -52,7 +52,7 @@ struct Breakage {
     what: String,
     /// Package whose tests notice.
     package: String,
-    /// `lib`, `bins`, or the name of an integration test. One that begins with `loom_` runs under the model checker.
+    /// `lib`, `bins`, or the name of an integration test; see `Way::of` for how it is compiled.
     target: String,
     /// Names of the tests that must fail.
     turns_red: Vec<String>,

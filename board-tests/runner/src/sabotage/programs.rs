@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::tree::Tree;
+use super::tree::{Tree, Way};
 use crate::{
     child::{self, Limit},
     error::Error,
@@ -31,13 +31,13 @@ impl Programs {
         targets: &BTreeSet<&str>,
         mut live: impl FnMut(&str),
     ) -> Result<Self, Error> {
-        let (modelled, plain): (Vec<&str>, Vec<_>) =
-            targets.iter().copied().partition(|name| is_modelled(name));
         let mut built = Vec::new();
-        for (targets, mut command) in [(plain, tree.cargo()), (modelled, tree.cargo_for_models())] {
+        for way in [Way::Quick, Way::Optimised, Way::Modelled] {
+            let targets = targets.iter().copied().filter(|target| Way::of(target) == way).collect::<Vec<_>>();
             if targets.is_empty() {
                 continue;
             }
+            let mut command = tree.cargo(way);
             command.args(MESSAGES);
             for target in &targets {
                 match *target {
@@ -73,10 +73,6 @@ pub(super) fn is_green(tree: &Tree, program: &Artifact, name: &str) -> Result<bo
     })?;
     let outcomes = reader.finish(&[name.to_owned()], &ran.to_string());
     Ok(outcomes.iter().all(|outcome| outcome.verdict != Verdict::Failed))
-}
-
-fn is_modelled(target: &str) -> bool {
-    target.starts_with("loom_")
 }
 
 fn is_of(artifact: &Artifact, package: &str, target: &str) -> bool {

@@ -23,6 +23,30 @@ pub(super) struct Tree {
     patches: PathBuf,
 }
 
+/// How a test program is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Soon compiled, slow to run: `profile.toml`.
+    Quick,
+    /// As for `cargo boards test`.
+    Optimised,
+    /// For the model checker of threads, in a build folder of its own. The checker is optimised; what it brings
+    /// along is not.
+    Modelled,
+}
+
+impl Way {
+    /// The way of a target of this name.
+    pub(super) fn of(target: &str) -> Self {
+        match target {
+            // It looks at millions of states.
+            "model" => Self::Optimised,
+            loom if loom.starts_with("loom_") => Self::Modelled,
+            _ => Self::Quick,
+        }
+    }
+}
+
 impl Tree {
     /// Copies what git knows, or would add. The copy stays for the next run, which changes only the files
     /// that differ: so cargo builds only what a patch touches.
@@ -40,28 +64,23 @@ impl Tree {
     }
 
     /// Cargo, to be run in the copy.
-    pub(super) fn cargo(&self) -> Command {
-        let mut command = self.cargo_into(BUILD);
-        command.arg("--config").arg(self.patches.join("profile.toml"));
-        command
-    }
-
-    /// The same for tests that run under the model checker, with a build folder of their own. What they run is
-    /// optimised, as for `cargo boards test`, and so is the checker: otherwise it takes minutes. What
-    /// it brings along is not.
-    pub(super) fn cargo_for_models(&self) -> Command {
-        let mut command = self.cargo_into("sabotage/loom");
-        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_PROFILE_DEV_DEBUG", "false");
-        for package in ["loom", "generator"] {
-            command.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
-        }
-        command
-    }
-
-    fn cargo_into(&self, build: &str) -> Command {
+    pub(super) fn cargo(&self, way: Way) -> Command {
         let mut command = self.project.cargo();
         command.current_dir(&self.folder);
+        let build = if way == Way::Modelled { "sabotage/loom" } else { BUILD };
         command.env("CARGO_TARGET_DIR", self.project.target().join(build));
+        match way {
+            Way::Quick => {
+                command.arg("--config").arg(self.patches.join("profile.toml"));
+            }
+            Way::Optimised => {}
+            Way::Modelled => {
+                command.env("RUSTFLAGS", "--cfg loom").env("CARGO_PROFILE_DEV_DEBUG", "false");
+                for package in ["loom", "generator"] {
+                    command.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
+                }
+            }
+        }
         command
     }
 
