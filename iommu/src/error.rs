@@ -58,7 +58,8 @@ pub enum Error {
     },
     /// The group is attached to a context already.
     AlreadyAttached,
-    /// Hardware of this group stopped answering; the group stays blocked.
+    /// Hardware of this group stopped answering, or the hypervisor [set it aside](crate::Iommu::quarantine); the
+    /// group stays blocked.
     Quarantined,
     /// An address or a length is no multiple of the page size.
     Misaligned {

@@ -50,6 +50,16 @@ pub enum Event {
         /// The group.
         group: GroupId,
     },
+    /// A group was blocked on request, whoever owns it.
+    SetAside {
+        /// The group.
+        group: GroupId,
+    },
+    /// A group that was set aside may be used again.
+    Readmitted {
+        /// The group.
+        group: GroupId,
+    },
     /// A VM's ownership was ended for it.
     Revoked {
         /// The VM.
@@ -125,6 +135,7 @@ impl Log {
             (Request::Acquire { owner, group }, Err(error)) => {
                 self.note(Event::Refused { owner, group, error: *error });
             }
+            (Request::SetAside { group }, Ok(_)) => self.note(Event::SetAside { group }),
             (Request::Revoke { vm, group }, _) => self.note(Event::Revoked { vm, group }),
             (Request::VmDied { vm }, _) => self.note(Event::Died { vm }),
             _ => {}

@@ -264,6 +264,11 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         Ok(())
     }
 
+    /// The group of a device, as of one that a [fault](Self::take_fault) names.
+    pub fn group_of(&self, device: DeviceId) -> Option<GroupId> {
+        self.control.lock().ownership.group_of(device)
+    }
+
     /// Takes the oldest fault that hardware has recorded, and logs whose device it was.
     pub fn take_fault(&self) -> Option<Fault> {
         let fault = self.driver.take_fault()?;

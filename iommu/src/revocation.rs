@@ -7,8 +7,9 @@ use portcullis_hal::Clock;
 use crate::{
     driver::Driver,
     error::Error,
+    event::Event,
     group::{GroupId, VmId},
-    operate::Patient,
+    operate::{Hands, Patient},
     ownership::{Request, UserId},
     policy::Iommu,
 };
@@ -39,6 +40,40 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         limit: Duration,
     ) -> Result<(), Error> {
         self.run(Request::Revoke { vm, group }, &mut Patient::new(clock, limit, notify)).map(drop)
+    }
+
+    /// Blocks the devices of `group`, whoever owns it, as the owner of a device that does what it may not
+    /// may be treated. The ownership stays, and the owner may give it up; attaches, claims and new devices are
+    /// refused until the group is [readmitted](Self::readmit).
+    ///
+    /// It waits for another CPU's operation on the group, `limit` at most, and for hardware as long as its
+    /// driver allows.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`]; [`Error::Quarantined`] when its hardware did not answer before. [`Error::Busy`] if
+    /// another CPU's operation did not end in time: nothing new begins on the group, but it may still be
+    /// attached. [`Error::Timeout`] when hardware does not answer: it is quarantined for good.
+    pub fn quarantine(&self, group: GroupId, clock: &impl Clock, limit: Duration) -> Result<(), Error> {
+        let mut hands = Patient::new(clock, limit, |_| {});
+        loop {
+            match self.run(Request::SetAside { group }, &mut hands) {
+                Err(Error::Busy) if hands.may_wait() => {}
+                done => return done.map(drop),
+            }
+        }
+    }
+
+    /// Lets a group be used again that was [quarantined](Self::quarantine) on request. It stays blocked; its
+    /// next attach needs a proof that its devices were quiesced.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`], [`Error::Busy`]; [`Error::Quarantined`] when its hardware did not answer: that
+    /// stays.
+    pub fn readmit(&self, group: GroupId) -> Result<(), Error> {
+        let mut control = self.control.lock();
+        control.ownership.readmit(group)?;
+        control.log.note(Event::Readmitted { group });
+        Ok(())
     }
 
     /// Ends everything that `vm` has, in whatever state it is: grants, groups as in

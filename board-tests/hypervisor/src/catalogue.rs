@@ -32,5 +32,9 @@ catalogue! {
     hcall_connected_while_calling shows ["D60", "D61"] needs Requires::GUEST;
     hcall_cost shows ["D40"] needs Requires::GUEST;
     hcall_hostile_guest shows ["D67"] needs Requires::GUEST;
+    svm_guest_runs shows ["X01", "X02"] needs Requires::SVM;
+    svm_guest_is_confined shows ["X03", "X04", "X05", "X06", "X08", "X09"] needs Requires::SVM;
+    svm_guest_is_ended_at_its_limit shows ["X07"] needs Requires::SVM;
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
+    second_cpu_answers shows ["X10", "X11", "X12", "X13"] needs Requires::SECOND_CPU;
 }

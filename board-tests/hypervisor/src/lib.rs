@@ -5,7 +5,11 @@
 
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 mod catalogue;
 pub mod power;
+pub mod x86;
 
 pub use catalogue::SCENARIOS;

@@ -30,7 +30,7 @@ use portcullis_hal::{
     arch::powerpc64::{RealModeRegisters, TimeBaseClock},
 };
 use portcullis_hypervisor::power::scenario;
-use portcullis_suite::{Board, DmaDevice, Event, edu::Edu, nvme::Nvme};
+use portcullis_suite::{Board, DmaDevice, Event, edu::Edu, nvme::NvmeDevice};
 
 use crate::{
     board::{MEMORY, PowerNv},
@@ -64,7 +64,7 @@ fn run(tree: *const u8) -> Result<(), &'static str> {
     let buffers = MEMORY.buffers();
     let nvme = of_kind(Kind::Nvme).find_map(|function| {
         let registers = LittleEndian(registers_of(function));
-        Some(Nvme::new(function.id, registers, TimeBaseClock, buffers.queues()?))
+        Some(NvmeDevice::new(function.id, registers, TimeBaseClock, buffers.queues()?))
     });
     let devices = [
         first.as_ref().map(|device| device as &dyn DmaDevice),

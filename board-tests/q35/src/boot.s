@@ -25,6 +25,7 @@ multiboot2_end:
 
 .section .bss.boot, "aw", @nobits
 .balign 4096
+.global level4
 level4: .skip 4096
 level3: .skip 4096
 level2: .skip 4 * 4096                          # 4 GiB in pages of 2 MiB
@@ -33,6 +34,7 @@ stack_end:
 
 .section .rodata.boot, "a", @progbits
 .balign 8
+.global gdt
 gdt:
     .quad 0
     .quad 0x00af9a000000ffff                    # 08: 64-bit code
@@ -109,14 +111,21 @@ entry64:
 5:  hlt
     jmp 5b
 
-# One entry a CPU exception: error code (or 0) and vector on the stack.
+# One entry a vector: error code (or 0) and vector on the stack. The first 32 are exceptions.
+.set EXCEPTIONS, 32
+.set VECTORS, 256
+.set SCRATCH_BYTES, 9 * 8
 .macro trap_entry vector, has_error_code
 trap_\vector:
     .if \has_error_code == 0
     push 0
     .endif
     push \vector
+    .if \vector < EXCEPTIONS
     jmp trap_common
+    .else
+    jmp interrupt_common
+    .endif
 .endm
 
 .altmacro
@@ -128,7 +137,7 @@ trap_\vector:
     .endif
 .endm
 .set vector, 0
-.rept 32
+.rept VECTORS
     trap_entry_of %vector
     .set vector, vector + 1
 .endr
@@ -139,6 +148,32 @@ trap_common:
 6:  hlt
     jmp 6b
 
+# What a call may change is kept; the CPU has aligned the stack to 16 bytes, and with 2 + 5 + 9 words it still is.
+interrupt_common:
+    push rax
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push r8
+    push r9
+    push r10
+    push r11
+    cld
+    mov rdi, [rsp + SCRATCH_BYTES]
+    call rust_interrupt
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rax
+    add rsp, 16                                 # vector and error code
+    iretq
+
 .section .rodata.traps, "a", @progbits
 .balign 8
 .global trap_entries
@@ -147,7 +182,7 @@ trap_entries:
     .quad trap_\vector
 .endm
 .set vector, 0
-.rept 32
+.rept VECTORS
     trap_address %vector
     .set vector, vector + 1
 .endr

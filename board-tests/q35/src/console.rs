@@ -2,9 +2,11 @@
 
 use core::cell::UnsafeCell;
 
-use portcullis_hal::sync::{AtomicBool, Ordering};
+use portcullis_hal::sync::{AtomicUsize, Ordering, spin_loop};
 use portcullis_suite::event::{self, Event, MAX_EVENT_BYTES};
 use uart_16550::{Config, Uart16550, backend::PioBackend};
+
+use crate::cpus;
 
 const COM1: u16 = 0x3f8;
 /// What tells the host where firmware's words end and frames begin.
@@ -15,14 +17,38 @@ struct Console {
     encoder: defmt::Encoder,
 }
 
-/// The console, used by whoever holds `TAKEN`.
+/// Nobody sends a frame.
+const NOBODY: usize = usize::MAX;
+/// Polls after which the CPU that sends a frame counts as lost: a frame takes much less.
+const MAX_POLLS: u32 = 1 << 28;
+
+/// The console, used by the CPU that `SENDER` names.
 struct Shared(UnsafeCell<Option<Console>>);
 
-// SAFETY: `with` lets one user in at a time.
+// SAFETY: `with` is used by one CPU at a time.
 unsafe impl Sync for Shared {}
 
 static CONSOLE: Shared = Shared(UnsafeCell::new(None));
-static TAKEN: AtomicBool = AtomicBool::new(false);
+/// Index of the CPU that sends a frame.
+static SENDER: AtomicUsize = AtomicUsize::new(NOBODY);
+
+/// Waits until this CPU may send; halts when it is sending already, or another one never ends.
+fn take() {
+    let this = this_cpu();
+    for _ in 0..MAX_POLLS {
+        match SENDER.compare_exchange(NOBODY, this, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(sender) if sender == this => break,
+            Err(_) => spin_loop(),
+        }
+    }
+    crate::exit::halt();
+}
+
+/// One that has no index yet is taken for the boot CPU, which then waits for it to start.
+fn this_cpu() -> usize {
+    cpus::this_cpu().unwrap_or(0)
+}
 
 /// Prepares the port. Without one, frames go nowhere.
 ///
@@ -50,15 +76,21 @@ pub(crate) fn emit(event: &Event<'_>) {
 
 /// Sends an event from a trap or a panic, which may have interrupted the sending of a frame.
 pub(crate) fn emit_at_last(event: &Event<'_>) {
-    if TAKEN.swap(false, Ordering::Relaxed) {
-        with(|console| console.encoder.end_frame(|bytes| console.port.send_bytes_exact(bytes)));
+    if SENDER.load(Ordering::Relaxed) == this_cpu() {
+        end_frame();
     }
     emit(event);
 }
 
+fn end_frame() {
+    with(|console| console.encoder.end_frame(|bytes| console.port.send_bytes_exact(bytes)));
+    SENDER.store(NOBODY, Ordering::Release);
+}
+
 fn with(act: impl FnOnce(&mut Console)) {
-    // SAFETY: one CPU, no interrupts; a frame is written between `acquire` and `release` only, which do
-    // not nest, and a trap ends the frame that it interrupted and never returns to it.
+    // SAFETY: a frame is written by the CPU that `SENDER` names, between `acquire` and `release` only,
+    // which do not nest; an interrupt's handler logs nothing, and a trap ends the frame that it
+    // interrupted and never returns to it.
     if let Some(console) = unsafe { &mut *CONSOLE.0.get() } {
         act(console);
     }
@@ -67,20 +99,17 @@ fn with(act: impl FnOnce(&mut Console)) {
 #[defmt::global_logger]
 struct Frames;
 
-// SAFETY: `acquire` refuses a second user, by halting: it could only be a log call inside a log call.
+// SAFETY: `acquire` has other CPUs wait, and refuses a log call inside a log call, by halting.
 unsafe impl defmt::Logger for Frames {
     fn acquire() {
-        if TAKEN.swap(true, Ordering::Relaxed) {
-            crate::exit::halt();
-        }
+        take();
         with(|console| console.encoder.start_frame(|bytes| console.port.send_bytes_exact(bytes)));
     }
 
     unsafe fn flush() {}
 
     unsafe fn release() {
-        with(|console| console.encoder.end_frame(|bytes| console.port.send_bytes_exact(bytes)));
-        TAKEN.store(false, Ordering::Relaxed);
+        end_frame();
     }
 
     unsafe fn write(bytes: &[u8]) {

@@ -1,35 +1,48 @@
 //! Test image for q35: boots, brings VT-d up, runs one scenario of the suite, and exits.
 //!
 //! The scenario is named by `scenario=NAME` on the command line; without one the image only tells what
-//! the machine has. Identity-mapped, one CPU, no interrupts.
+//! the machine has. Identity-mapped; one CPU without interrupts, unless a scenario starts the others.
 
 #![no_std]
 #![no_main]
 
+mod alarm;
 mod board;
 mod boot;
 mod console;
+mod cpus;
 mod exit;
 mod firmware;
+mod guests;
+mod interrupts;
+mod lapic;
+mod limit;
 mod memory;
 mod pci;
+mod second_cpu;
+mod startup;
 mod timer;
 mod traps;
 mod walk;
 
-use core::{panic::PanicInfo, ptr, ptr::NonNull};
+use core::{panic::PanicInfo, ptr, ptr::NonNull, time::Duration};
 
-use portcullis_hal::arch::x86_64::MmioRegisters;
-use portcullis_suite::{DmaDevice, Event, edu::Edu, nvme::Nvme};
-use portcullis_vtd::{Dmar, UnitConfig, dmar::Drhd};
+use heapless::Vec;
+use portcullis_hal::arch::x86_64::{MmioRegisters, TimeStampClock};
+use portcullis_hypervisor::x86::scenario as guest_scenarios;
+use portcullis_suite::{DmaDevice, Event, Failure, bare, edu::Edu, memory::Buffers, nvme::NvmeDevice};
+use portcullis_vtd::Dmar;
 
 use crate::{
-    board::{Devices, Q35},
-    boot::BootInfo,
+    board::{Devices, Q35, Registers, UNITS, Units},
+    boot::{AcpiRoot, BootInfo},
     exit::{Verdict, exit},
+    guests::Guests,
     memory::MEMORY,
 };
 
+/// The scenario that compares with a disk read without translation.
+const TIMED: &str = "throughput";
 /// Registers of a unit that this image uses: fault records lie in the first page.
 const UNIT_BYTES: u64 = 4096;
 
@@ -60,7 +73,7 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
     let (first, second) = (edus.next(), edus.next());
     let nvme = pci::nvmes().find_map(|function| {
         let registers = registers_at(function.registers, function.bytes)?;
-        Some(Nvme::new(function.id, registers, clock, buffers.queues()?))
+        Some(NvmeDevice::new(function.id, registers, clock, buffers.queues()?))
     });
     let devices: Devices<'_> = [
         first.as_ref().map(|device| device as &dyn DmaDevice),
@@ -74,31 +87,66 @@ fn run(information: &BootInfo) -> Result<Verdict, &'static str> {
         defmt::error!("DMAR: {}", error);
         "the DMAR table is broken"
     })?;
-    let unit = common_unit(&dmar, &devices)?;
-    let window = registers_at(unit.base.as_u64(), UNIT_BYTES).ok_or("the unit is out of reach")?;
-    let registers = board::withholding(&window);
-    let mut config = UnitConfig::new(unit.segment);
-    config.host_address_bits = dmar.host_address_bits();
-    let board = Q35::bring_up(&window, &registers, devices, &buffers, clock, config).map_err(|error| {
+    let windows = windows(&dmar)?;
+    let registers: Vec<Registers<'_>, UNITS> = windows.iter().map(board::withholding).collect();
+    let units = Units { windows: &windows, registers: &registers, dmar };
+    let scenario = boot::option(information.command_line, "scenario");
+    let bare = if scenario == Some(TIMED) { time_bare_disk(units, &devices, &buffers, clock)? } else { None };
+    let board = Q35::bring_up(units, devices, &buffers, clock, bare).map_err(|error| {
         defmt::error!("bring-up: {}", error);
-        "the unit did not come up"
+        "a unit did not come up"
     })?;
-    act(&board, boot::option(information.command_line, "scenario"))
+    act(&board, root, clock, scenario)
 }
 
-/// The unit that all devices are behind.
-fn common_unit<'t>(dmar: &Dmar<'t>, devices: &Devices<'_>) -> Result<Drhd<'t>, &'static str> {
-    let mut units = devices.iter().flatten().map(|device| dmar.unit_of(device.id(), &pci::buses_behind));
-    let first = units.next().ok_or("no device was found")?.ok_or("no unit translates for a device")?;
-    let same = units.all(|unit| unit.is_some_and(|unit| unit.base == first.base));
-    same.then_some(first).ok_or("the devices are behind different units")
+/// How long the disk takes while no unit translates: DMA is let loose before the hypervisor is in force, so only
+/// for the scenario that needs it.
+fn time_bare_disk(
+    units: Units<'_>,
+    devices: &Devices<'_>,
+    buffers: &Buffers,
+    clock: TimeStampClock,
+) -> Result<Option<Duration>, &'static str> {
+    let [_, _, Some(disk)] = devices else { return Ok(None) };
+    if units.translate() {
+        return Ok(None);
+    }
+    let (answer, target) = buffers.small(0).zip(buffers.large()).ok_or("there are no buffers")?;
+    bare::time_disk(*disk, answer, target, &clock).map_err(|_| "the disk does not answer")
+}
+
+/// The registers of all units, in the table's order.
+fn windows(dmar: &Dmar<'_>) -> Result<Vec<MmioRegisters, UNITS>, &'static str> {
+    let mut windows = Vec::new();
+    for unit in dmar.units() {
+        let window = registers_at(unit.base.as_u64(), UNIT_BYTES).ok_or("a unit is out of reach")?;
+        windows.push(window).map_err(|_| "the machine has too many units")?;
+    }
+    Ok(windows)
 }
 
 /// Tells what the machine has, and runs the scenario if one was named.
-fn act(board: &Q35<'_>, scenario: Option<&str>) -> Result<Verdict, &'static str> {
+fn act(
+    board: &Q35<'_>,
+    root: AcpiRoot,
+    clock: TimeStampClock,
+    scenario: Option<&str>,
+) -> Result<Verdict, &'static str> {
     board.announce();
     let Some(scenario) = scenario else { return Ok(Verdict::Passed) };
-    match portcullis_suite::run(board, scenario) {
+    if scenario == second_cpu::NAME {
+        return conclude(Some(second_cpu::run(root)));
+    }
+    if let Some(result) = portcullis_suite::run(board, scenario) {
+        return conclude(Some(result));
+    }
+    let guests = Guests::new(clock)?;
+    // SAFETY: the boot CPU, in an identity map; nobody else runs guests.
+    conclude(unsafe { guest_scenarios::run(&guests, scenario) })
+}
+
+fn conclude(result: Option<Result<(), Failure>>) -> Result<Verdict, &'static str> {
+    match result {
         Some(Ok(())) => Ok(Verdict::Passed),
         Some(Err(failure)) => {
             defmt::error!("line {=u32}: {}", failure.line, failure.error);

@@ -8,6 +8,8 @@ use portcullis_hal::{
 };
 use portcullis_suite::memory::{ImageMemory, RunningImage};
 
+use crate::cpus;
+
 /// Table pages and buffers.
 // SAFETY: a static of an image that runs in an identity map.
 pub(crate) static MEMORY: ImageMemory = unsafe { ImageMemory::new() };
@@ -20,12 +22,12 @@ unsafe extern "C" {
 /// End of what is mapped one to one.
 const END: u64 = 1 << 32;
 
-/// Cache maintenance through the identity map, by the one CPU that there is.
+/// Cache maintenance through the identity map, by all CPUs that were started.
 pub(crate) fn cache_lines() -> Option<CacheLines> {
     let mapped = PhysRange::new(PhysAddr::new(0), END).ok()?;
     // SAFETY: `boot.s` maps all of it one to one, and it stays so.
     let map = unsafe { LinearMap::new(mapped, 0) };
-    Some(CacheLines::detect(map, |act| act()))
+    Some(CacheLines::detect(map, cpus::on_every_cpu))
 }
 
 /// The image itself.

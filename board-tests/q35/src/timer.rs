@@ -1,6 +1,9 @@
 //! How fast the time-stamp counter runs, by the PC's interval timer.
 
-use portcullis_hal::arch::x86_64::TimeStampClock;
+use portcullis_hal::{
+    arch::x86_64::TimeStampClock,
+    sync::{AtomicU32, Ordering},
+};
 use x86_64::instructions::port::Port;
 
 /// Ticks a second of the 8254 timer.
@@ -15,18 +18,31 @@ const CHANNEL_2_OUTPUT: u8 = 1 << 5;
 /// Taken for the counter's speed when the timer does not answer.
 const FALLBACK_MEGAHERTZ: u32 = 1000;
 
+static MEGAHERTZ: AtomicU32 = AtomicU32::new(FALLBACK_MEGAHERTZ);
+
+/// The clock over the time-stamp counter, as [`calibrated`] has measured it.
+pub(crate) fn clock() -> TimeStampClock {
+    TimeStampClock::new(MEGAHERTZ.load(Ordering::Relaxed))
+}
+
 /// A clock over the time-stamp counter, measured once by channel 2 of the interval timer.
 pub(crate) fn calibrated() -> TimeStampClock {
+    MEGAHERTZ.store(measured(), Ordering::Relaxed);
+    clock()
+}
+
+/// Ticks of the counter in a microsecond.
+fn measured() -> u32 {
     let start = start_channel_2();
     let mut control = Port::<u8>::new(0x61);
     for _ in 0..MAX_POLLS {
         // SAFETY: reading the speaker's control port changes nothing.
         if unsafe { control.read() } & CHANNEL_2_OUTPUT != 0 {
             let ticks = TimeStampClock::ticks().wrapping_sub(start);
-            return TimeStampClock::new((ticks / u64::from(MEASURED_MICROSECONDS)) as u32);
+            return (ticks / u64::from(MEASURED_MICROSECONDS)) as u32;
         }
     }
-    TimeStampClock::new(FALLBACK_MEGAHERTZ)
+    FALLBACK_MEGAHERTZ
 }
 
 /// Lets channel 2 count down once, with the speaker off; returns the counter at its start.

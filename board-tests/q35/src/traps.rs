@@ -1,6 +1,7 @@
-//! CPU exceptions: each is told to the host and ends the run.
+//! The table of vectors. CPU exceptions are told to the host and end the run; the vectors behind them are
+//! [`interrupts`](crate::interrupts), which return.
 
-use core::{cell::UnsafeCell, ptr};
+use core::cell::UnsafeCell;
 
 use portcullis_suite::Event;
 use x86_64::{
@@ -15,22 +16,22 @@ use crate::{
     exit::{Verdict, exit},
 };
 
-const EXCEPTIONS: usize = 32;
+const VECTORS: usize = 256;
 /// Present, 64-bit interrupt gate (Intel SDM volume 3, 7.14.1).
 const INTERRUPT_GATE: u64 = 0x8e << 40;
 
 unsafe extern "C" {
     /// Addresses of the entries in `boot.s`.
-    static trap_entries: [u64; EXCEPTIONS];
+    static trap_entries: [u64; VECTORS];
 }
 
 /// A gate is two words.
-struct Table(UnsafeCell<[[u64; 2]; EXCEPTIONS]>);
+struct Table(UnsafeCell<[[u64; 2]; VECTORS]>);
 
 // SAFETY: written once by `install`, then read by the CPU only.
 unsafe impl Sync for Table {}
 
-static TABLE: Table = Table(UnsafeCell::new([[0; 2]; EXCEPTIONS]));
+static TABLE: Table = Table(UnsafeCell::new([[0; 2]; VECTORS]));
 
 /// What the entries push, lowest address first.
 #[repr(C)]
@@ -40,10 +41,10 @@ pub(crate) struct Frame {
     instruction: u64,
 }
 
-/// Lets exceptions lead to `rust_trap`.
+/// Lets each vector lead to its entry, on this CPU.
 ///
 /// # Safety
-/// To be called once, on the boot CPU.
+/// To be called once, on the boot CPU, before others are started.
 pub(crate) unsafe fn install() {
     let selector = u64::from(CS::get_reg().0);
     // SAFETY: written by nobody after the image was linked.
@@ -54,9 +55,18 @@ pub(crate) unsafe fn install() {
         *gate =
             [entry & 0xffff | selector << 16 | INTERRUPT_GATE | (entry >> 16 & 0xffff) << 48, entry >> 32];
     }
-    let base = VirtAddr::from_ptr(ptr::from_ref(table));
-    // SAFETY: the table is static, and each gate leads to code that never returns.
-    unsafe { lidt(&DescriptorTablePointer { limit: (size_of_val(table) - 1) as u16, base }) };
+    load();
+}
+
+/// Has this CPU use the table, which [`install`] has filled.
+pub(crate) fn load() {
+    let table = DescriptorTablePointer {
+        limit: (size_of::<Table>() - 1) as u16,
+        base: VirtAddr::from_ptr(TABLE.0.get()),
+    };
+    // SAFETY: the table is static; exceptions lead to code that never returns, other vectors to code that
+    // preserves what it interrupts. A gate that is not filled faults, as without a table.
+    unsafe { lidt(&table) };
 }
 
 const fn name(vector: u64) -> &'static str {

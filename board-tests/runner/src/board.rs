@@ -36,6 +36,8 @@ pub(crate) struct Board {
     pub(crate) marker: String,
     /// How QEMU's own trace is read.
     pub(crate) witness: WitnessKind,
+    /// Length of the file behind the board's disk, if it has one.
+    pub(crate) disk_bytes: Option<u64>,
     /// QEMU's arguments, with placeholders.
     pub(crate) args: Vec<String>,
     /// Exit statuses; without them QEMU ends with 0 whatever happened.
@@ -62,6 +64,15 @@ pub(crate) enum WitnessKind {
     VtdTrace,
     /// `-d guest_errors` of the POWER host bridges.
     PhbErrors,
+}
+
+/// Files that are made for one boot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Files<'f> {
+    /// Where QEMU writes its own trace.
+    pub(crate) trace: &'f Path,
+    /// What the board has for a disk.
+    pub(crate) disk: Option<&'f Path>,
 }
 
 /// One machine of a kind.
@@ -131,6 +142,9 @@ impl Board {
             let placeholder = "scenario={scenario}";
             return Err(BoardError::MissingPlaceholder { board: self.name, placeholder });
         }
+        if self.disk_bytes.is_some() && !self.args.iter().any(|argument| argument.contains("{disk}")) {
+            return Err(BoardError::MissingPlaceholder { board: self.name, placeholder: "{disk}" });
+        }
         for variant in &self.variants {
             variant.flags(&self.name)?;
         }
@@ -143,7 +157,7 @@ impl Board {
         variant: &Variant,
         image: &Path,
         scenario: &str,
-        trace: &Path,
+        files: &Files<'_>,
     ) -> Vec<String> {
         let mut arguments = Vec::new();
         for argument in &self.args {
@@ -154,7 +168,8 @@ impl Board {
             arguments.push(
                 argument
                     .replace("{image}", &image.display().to_string())
-                    .replace("{trace}", &trace.display().to_string())
+                    .replace("{trace}", &files.trace.display().to_string())
+                    .replace("{disk}", &files.disk.map(|path| path.display().to_string()).unwrap_or_default())
                     .replace("{scenario}", scenario),
             );
         }
@@ -259,8 +274,8 @@ mod tests {
     #[test]
     fn placeholders_are_filled_in_place() {
         let board = parse(Path::new("b.toml"), TEXT).unwrap();
-        let arguments =
-            board.arguments(&board.variants[0], Path::new("/i"), "read_only_page", Path::new("/t"));
+        let files = Files { trace: Path::new("/t"), disk: None };
+        let arguments = board.arguments(&board.variants[0], Path::new("/i"), "read_only_page", &files);
         let expected = "-x -device d -k /i -D /t -append scenario=read_only_page";
         assert_eq!(arguments.join(" "), expected);
         assert_eq!(board.witness, WitnessKind::PhbErrors);
@@ -287,6 +302,9 @@ mod tests {
         let no_trace = TEXT.replace("{trace}", "x");
         let error = parse(path, &no_trace).unwrap_err();
         assert!(matches!(error, BoardError::MissingPlaceholder { placeholder: "{trace}", .. }));
+        let no_disk = TEXT.replace("args = [\"-x\"", "disk_bytes = 512\nargs = [\"-x\"");
+        let error = parse(path, &no_disk).unwrap_err();
+        assert!(matches!(error, BoardError::MissingPlaceholder { placeholder: "{disk}", .. }));
         let unknown_key = TEXT.replace("about = \"a board\"", "about = \"a board\"\nabuot = 1");
         assert!(parse(path, &unknown_key).unwrap_err().to_string().contains("abuot"));
     }

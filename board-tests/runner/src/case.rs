@@ -11,17 +11,19 @@ use std::{
     time::Duration,
 };
 
-use portcullis_suite::Scenario;
+use portcullis_suite::{Event, Scenario};
 
 use crate::{
-    board::{Board, Ignored, Variant},
+    board::{Board, Files, Ignored, Variant},
     catalogue,
     child::ChildError,
     console::Said,
+    disk::{self, Compared, Disk},
     error::Error,
     image::ReadyBoard,
     qemu::Boot,
     record::Record,
+    test::outcome::{Figures, Measured},
     verdict,
     witness::{self, Findings},
 };
@@ -64,6 +66,8 @@ pub(crate) fn all<'b>(boards: &'b [Board], ignored: &'b [Ignored]) -> Vec<Case<'
 pub(crate) struct Ended {
     pub(crate) record: Record,
     pub(crate) findings: Findings,
+    /// What the board read, beside what it should have.
+    pub(crate) checksums: Vec<Compared>,
     /// What was wrong; empty when the case passed.
     pub(crate) complaints: Vec<String>,
     pub(crate) time: Duration,
@@ -73,6 +77,17 @@ impl Ended {
     /// Whether nothing was wrong.
     pub(crate) fn passed(&self) -> bool {
         self.complaints.is_empty()
+    }
+
+    /// What the board read, counted and timed.
+    pub(crate) fn figures(&self) -> Figures {
+        let events = self.record.events().filter_map(|event| match event {
+            Event::Measured { what, value, unit } => {
+                Some(Measured { what: what.to_owned(), value, unit: unit.to_owned() })
+            }
+            _ => None,
+        });
+        Figures { checksums: self.checksums.clone(), measured: events.collect() }
     }
 
     /// What was wrong, and the last lines of the board.
@@ -91,6 +106,8 @@ impl Ended {
 pub(crate) fn run(case: &Case<'_>, ready: &ReadyBoard, live: impl FnMut(&Said)) -> Result<Ended, Error> {
     let folder = tempfile::tempdir().map_err(Error::file(std::env::temp_dir()))?;
     let trace = folder.path().join("trace");
+    let disk =
+        case.board.disk_bytes.map(|bytes| Disk::make(&folder.path().join("disk"), bytes)).transpose()?;
     let boot = Boot {
         board: case.board,
         variant: case.variant,
@@ -98,13 +115,15 @@ pub(crate) fn run(case: &Case<'_>, ready: &ReadyBoard, live: impl FnMut(&Said)) 
         qemu: &ready.qemu,
         image: &ready.image,
         messages: &ready.messages,
-        trace: &trace,
+        files: Files { trace: &trace, disk: disk.as_ref().map(Disk::path) },
     };
     let (record, end) = boot.run(live)?;
     let time = record.elapsed();
     let mut complaints = verdict::complaints(case.scenario.name, &record, end, case.board.exit);
+    let checksums = disk::compare(&record, disk.as_ref());
+    complaints.extend(verdict::checksum_complaints(case.scenario, &checksums));
     let findings = examine(case, &record, &trace, &mut complaints);
-    Ok(Ended { record, findings, complaints, time })
+    Ok(Ended { record, findings, checksums, complaints, time })
 }
 
 fn examine(case: &Case<'_>, record: &Record, trace: &Path, complaints: &mut Vec<String>) -> Findings {

@@ -247,6 +247,7 @@ mod tests {
         let ended = Ended {
             record: record_of(&[dma(Effect::Landed), dma(Effect::Blocked)]),
             findings: Findings { landed: 1, ..Findings::default() },
+            checksums: Vec::new(),
             complaints: vec!["no".to_owned()],
             time: std::time::Duration::ZERO,
         };

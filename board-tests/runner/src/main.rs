@@ -9,6 +9,7 @@ mod child;
 mod cli;
 mod console;
 mod demo;
+mod disk;
 mod error;
 mod image;
 mod install;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    board::{Board, Variant},
+    board::{Board, Files, Variant},
     child::{Child, ChildError, Lines, Next, Output, Ran},
     console::{Console, MessageTable, Said},
     record::{End, Record},
@@ -24,8 +24,8 @@ pub(crate) struct Boot<'b> {
     pub(crate) image: &'b Path,
     /// The image's messages.
     pub(crate) messages: &'b MessageTable,
-    /// Where QEMU writes its own trace.
-    pub(crate) trace: &'b Path,
+    /// The files that it works with.
+    pub(crate) files: Files<'b>,
 }
 
 /// QEMU's program in `folder`, or in `PATH`; `None` when it is in neither.
@@ -41,7 +41,7 @@ impl Boot<'_> {
     /// Boots, and hands everything that the board says to `live` as it comes.
     pub(crate) fn run(&self, mut live: impl FnMut(&Said)) -> Result<(Record, End), ChildError> {
         let mut command = Command::new(self.qemu);
-        command.args(self.board.arguments(self.variant, self.image, self.scenario, self.trace));
+        command.args(self.board.arguments(self.variant, self.image, self.scenario, &self.files));
         let limit = Duration::from_secs(self.board.deadline_seconds);
         let mut record = Record::start();
         let deadline = Instant::now() + limit;

@@ -3,11 +3,12 @@
 //! A test that stays green when what it tests is broken is worth nothing. Each breakage is a patch; it is
 //! applied to a copy of the tree, never to the tree itself.
 
+mod board;
 mod programs;
 mod seed;
 mod tree;
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, slice, time::Instant};
 
 use clap::Args;
 use serde::Deserialize;
@@ -50,9 +51,10 @@ struct Breakage {
     patch: String,
     /// What it breaks, in words.
     what: String,
-    /// Package whose tests notice.
+    /// Package whose tests notice; for `board`, the name of the board.
     package: String,
-    /// `lib`, `bins`, or the name of an integration test; see `Way::of` for how it is compiled.
+    /// `lib`, `bins`, the name of an integration test (see `Way::of` for how it is compiled), or `board` for
+    /// scenarios on a machine.
     target: String,
     /// Names of the tests that must fail.
     turns_red: Vec<String>,
@@ -117,11 +119,17 @@ fn load(project: &Project, filter: &str) -> Result<Vec<Breakage>, Error> {
     Ok(breakages)
 }
 
+/// The targets that run on this machine.
+fn host_targets(breakages: &[Breakage]) -> BTreeSet<&str> {
+    let targets = breakages.iter().map(|breakage| breakage.target.as_str());
+    targets.filter(|&target| target != board::TARGET).collect()
+}
+
 /// Builds all test programs without a breakage and returns the tests that are there and green; going back and
 /// forth would build everything twice.
 fn unbroken<'b>(tree: &Tree, breakages: &'b [Breakage]) -> Result<BTreeSet<Test<'b>>, Error> {
     let begun = Instant::now();
-    let targets = breakages.iter().map(|breakage| breakage.target.as_str()).collect();
+    let targets = host_targets(breakages);
     let screen = Screen::spinner("building the tests, unbroken");
     let programs = Programs::build(tree, &targets, |line| screen.now(&format!("unbroken: {line}")))?;
     drop(screen);
@@ -161,7 +169,7 @@ fn broken(tree: &Tree, breakage: &Breakage, screen: &Screen) -> Result<Option<St
 
 /// The same, with the patch applied.
 fn stays_green(tree: &Tree, breakage: &Breakage, screen: &Screen) -> Result<Option<String>, Error> {
-    let targets = [breakage.target.as_str()].into();
+    let targets = host_targets(slice::from_ref(breakage));
     let live = |line: &str| screen.now(&format!("{}: {line}", breakage.what));
     let programs = match Programs::build(tree, &targets, live) {
         Ok(programs) => programs,
@@ -184,6 +192,9 @@ fn stays_green(tree: &Tree, breakage: &Breakage, screen: &Screen) -> Result<Opti
 /// Whether a test is there and green; the inner error says why it could not be run.
 fn is_green(tree: &Tree, programs: &Programs, test: Test<'_>) -> Result<Result<bool, String>, Error> {
     let [package, target, name] = test;
+    if target == board::TARGET {
+        return board::is_green(tree, package, name);
+    }
     match programs.of(package, target) {
         Some(program) => programs::is_green(tree, program, name).map(Ok),
         None => Ok(Err(format!("{target} of {package} is not built"))),

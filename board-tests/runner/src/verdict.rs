@@ -1,9 +1,10 @@
 //! What a boot has to show to count as passed.
 
-use portcullis_suite::Event;
+use portcullis_suite::{Event, Requires, Scenario};
 
 use crate::{
     board::ExitStatuses,
+    disk::Compared,
     record::{End, Record},
 };
 
@@ -46,6 +47,14 @@ fn target_complaints(scenario: &str, record: &Record) -> Vec<String> {
         complaints.push(missing(ready, begun).to_owned());
     }
     complaints
+}
+
+/// What is wrong with what a board read; nothing is, unless the scenario was to read a disk.
+pub(crate) fn checksum_complaints(scenario: &Scenario, checksums: &[Compared]) -> Vec<String> {
+    if checksums.is_empty() && scenario.requires.contains(Requires::DISK) {
+        return vec!["the scenario reported no checksum of its disk".to_owned()];
+    }
+    checksums.iter().filter_map(Compared::complaint).collect()
 }
 
 const fn missing(ready: bool, begun: bool) -> &'static str {
@@ -108,6 +117,22 @@ mod tests {
         assert_eq!(only(&[READY, BEGIN, another]), ["the scenario never ended"]);
         let failed = Event::Failed { scenario: "a", what: "leak", line: 7 };
         assert_eq!(only(&[READY, BEGIN, failed, PASSED]), ["leak (suite, line 7)"]);
+    }
+
+    #[test]
+    fn a_scenario_with_a_disk_must_have_read_it() {
+        let scenario = |requires| Scenario { name: "a", promises: &[], requires };
+        assert_eq!(checksum_complaints(&scenario(Requires::empty()), &[]), Vec::<String>::new());
+        let complaints = checksum_complaints(&scenario(Requires::DISK | Requires::VTD), &[]);
+        assert_eq!(complaints, ["the scenario reported no checksum of its disk"]);
+        let wrong = Compared {
+            what: "disk".to_owned(),
+            value: 1,
+            bytes: 512,
+            expected: Some(2),
+            expected_bytes: Some(512),
+        };
+        assert_eq!(checksum_complaints(&scenario(Requires::empty()), &[wrong]).len(), 1);
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
         | Event::Notified { .. }
         | Event::Revoked { .. }
         | Event::Died { .. }
+        | Event::Blamed { .. }
         | Event::Coherency { .. } => ownership(event),
         Event::Called { call, ioba, count, status } => {
             let tone = if status == "H_SUCCESS" { Tone::Setting } else { Tone::Stopped };
@@ -60,6 +61,9 @@ pub(crate) fn line(event: &Event<'_>) -> (Tone, String) {
         }
         Event::Begin { scenario } => (Tone::Plain, format!("scenario {scenario}")),
         Event::Step { text } => (Tone::Plain, text.to_owned()),
+        Event::Checksum { what, value, bytes } => {
+            (Tone::Landed, format!("checksum  {what}, {}: {value:#010x}", size(bytes)))
+        }
         Event::Measured { what, value, unit } => (Tone::Setting, format!("measured  {what}: {value} {unit}")),
         Event::Attached { requester: id, context } => {
             (Tone::Setting, format!("attach    {} to context {context}", requester(id)))
@@ -105,6 +109,9 @@ fn ownership(event: &Event<'_>) -> (Tone, String) {
         Event::Notified { user } => format!("notify    external user {user}: the ownership ends"),
         Event::Revoked { requester: id, vm } => {
             format!("revoke    {} from VM {vm}: blocked from here on", requester(id))
+        }
+        Event::Blamed { requester: id, vm } => {
+            format!("blamed    VM {vm}, which owns {}", requester(id))
         }
         Event::Died { vm } => format!("death     of VM {vm}: all that it had is ended"),
         Event::Coherency { vm, coherent, epoch } => {

@@ -1,5 +1,7 @@
 //! What a scenario needs of a machine.
 
+use core::time::Duration;
+
 use portcullis_hal::{Clock, ConfigSpace, DeviceId, DmaExtent, Iova, PhysAddr};
 use portcullis_iommu::{Driver, Error, Fault, Iommu};
 
@@ -19,6 +21,16 @@ pub trait Board {
 
     /// Device `index`: 0 and 1 are alike; 2, when the board has one, keeps command queues in memory.
     fn device(&self, index: usize) -> Option<&Self::Device>;
+
+    /// Tells the policy of the memory that firmware says a device must reach at fixed addresses. For devices that
+    /// the scenario has just registered.
+    ///
+    /// # Errors
+    /// Of [`Iommu::declare_reserved`].
+    fn declare_reserved(&self, device: DeviceId) -> Result<(), Error> {
+        let _ = device;
+        Ok(())
+    }
 
     /// A context as most scenarios want it: 4 KiB pages, the board's own width.
     fn spec(&self) -> <Self::Driver as Driver>::Spec;
@@ -73,6 +85,12 @@ pub trait Board {
         self.iommu().take_fault()
     }
 
+    /// How long the [disk](DmaDevice::disk) took before the IOMMU translated, if that was
+    /// [measured](crate::bare::time_disk).
+    fn bare_disk_time(&self) -> Option<Duration> {
+        None
+    }
+
     /// The configuration space of the devices.
     fn config_space(&self) -> impl ConfigSpace + '_;
 
@@ -109,6 +127,10 @@ pub trait DmaDevice {
     /// Memory for the device's own command queues, if it has such. The scenario maps it for reading and
     /// writing before it calls [`start`](Self::start).
     fn queues(&self) -> Option<Buffer<'_>> {
+        None
+    }
+    /// The device as a disk, if it is one. It must have been [started](Self::start).
+    fn disk(&self) -> Option<&dyn Disk> {
         None
     }
     /// Starts a device that has queues, which are mapped at `queues`. To be called once.
@@ -153,6 +175,60 @@ pub enum DmaError {
     /// More bytes than the device can copy at once.
     TooLong {
         /// Bytes asked for.
-        bytes: u32,
+        bytes: u64,
     },
+    /// The device ended a command with an error.
+    Refused {
+        /// Its status, as the device tells it.
+        status: u16,
+    },
+    /// The device cannot be told of memory there.
+    Misaligned {
+        /// Where it begins.
+        iova: Iova,
+    },
+}
+
+/// How a disk is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks that it has.
+    pub blocks: u64,
+    /// Bytes in a block: a power of two.
+    pub block_bytes: u64,
+    /// Most bytes that it moves at once.
+    pub max_bytes: u64,
+}
+
+impl Geometry {
+    /// Bytes of the whole disk.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.blocks.saturating_mul(self.block_bytes)
+    }
+}
+
+/// A device that keeps blocks of data. Calls wait for it, under a deadline.
+pub trait Disk {
+    /// Asks how it is divided. The 4 KiB of `page`, which it writes, are mapped at `iova`.
+    ///
+    /// # Errors
+    /// [`DmaError`].
+    fn identify(&self, iova: Iova, page: &dyn SharedBytes) -> Result<Geometry, DmaError>;
+    /// Reads whole blocks, from `block` on, into memory that lies at `memory` in the device's own address
+    /// space. Whether all of it arrived, data tells.
+    ///
+    /// # Errors
+    /// [`DmaError`]; after [`DmaError::Refused`] any part may have arrived.
+    fn read(&self, geometry: Geometry, block: u64, memory: Iova, bytes: u64) -> Result<(), DmaError>;
+    /// Writes whole blocks, from `block` on, with what lies at `memory`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn write(&self, geometry: Geometry, block: u64, memory: Iova, bytes: u64) -> Result<(), DmaError>;
+    /// Ends whatever is under way, until the device is [started](DmaDevice::start) anew.
+    ///
+    /// # Errors
+    /// [`DmaError::TimedOut`].
+    fn stop(&self) -> Result<(), DmaError>;
 }

@@ -35,7 +35,7 @@ impl<R: RegisterIo, C: Clock> Edu<R, C> {
 
     fn begin(&self, source: u64, destination: u64, bytes: u32, direction: u64) -> Result<(), DmaError> {
         if bytes > MAX_BYTES {
-            return Err(DmaError::TooLong { bytes });
+            return Err(DmaError::TooLong { bytes: bytes.into() });
         }
         self.registers.write64(DMA_SOURCE, source);
         self.registers.write64(DMA_DESTINATION, destination);

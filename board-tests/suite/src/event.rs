@@ -197,7 +197,26 @@ pub enum Event<'a> {
         /// Of what, as `ticks`.
         unit: &'a str,
     },
+    /// The policy's log names the VM that owned a device when its fault was read.
+    Blamed {
+        /// Requester ID.
+        requester: u16,
+        /// The VM.
+        vm: u32,
+    },
+    /// All of something was read, and this is its [checksum](crate::checksum): the host knows the right one.
+    Checksum {
+        /// What was read: [`DISK`].
+        what: &'a str,
+        /// The sum.
+        value: u32,
+        /// Bytes that were read.
+        bytes: u64,
+    },
 }
+
+/// What [`Event::Checksum`] calls the disk that the host gave to the board.
+pub const DISK: &str = "disk";
 
 /// Which way a transfer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,9 @@
 
 #![no_std]
 
+pub mod bare;
 pub mod board;
+pub mod checksum;
 pub mod edu;
 pub mod event;
 pub mod hcall;

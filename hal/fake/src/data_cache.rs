@@ -26,8 +26,8 @@ struct State {
     flushed: Vec<Option<PhysRange>>,
 }
 
-/// What CPUs hold of a [`FakeMemory`] whose devices do not snoop: a line stays until it is flushed or evicted, and
-/// whichever of CPU and device writes memory last wins.
+/// What CPUs hold of a [`FakeMemory`]: a line stays until it is flushed, evicted, or snooped by a device that must.
+/// Of CPU and a device that does not, whichever writes memory last wins.
 #[derive(Debug, Default)]
 pub(crate) struct DataCache(Mutex<State>);
 
@@ -79,10 +79,20 @@ impl FakeMemory {
         std::mem::take(&mut self.data_cache.state().flushed)
     }
 
-    /// Writes back and drops the lines that hold part of `range`, or all.
+    /// Writes back and drops the lines that hold part of `range`, or all, and notes it.
     pub(crate) fn flush_lines(&self, range: Option<PhysRange>) {
+        self.data_cache.state().flushed.push(range);
+        self.end_lines(range);
+    }
+
+    /// What a snooped access of a device does to the lines it touches. Nobody asked for it, so nobody notes it.
+    pub(crate) fn snoop_lines(&self, address: u64, bytes: u64) {
+        let range = PhysRange::new(PhysAddr::new(address), bytes).expect("a transfer does not wrap");
+        self.end_lines(Some(range));
+    }
+
+    fn end_lines(&self, range: Option<PhysRange>) {
         let mut cache = self.data_cache.state();
-        cache.flushed.push(range);
         let holds_part = |&address: &u64| {
             let line = PhysRange::new(PhysAddr::new(address), LINE).expect("a line does not wrap");
             range.is_none_or(|range| range.overlaps(line))

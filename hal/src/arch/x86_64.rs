@@ -157,7 +157,7 @@ impl CacheMaintenance for CacheLines {
     }
 
     fn write_back_all(&self) {
-        write_back_this_cpu();
+        write_back_all();
     }
 
     fn flush(&self, memory: PhysRange) {
@@ -168,19 +168,23 @@ impl CacheMaintenance for CacheLines {
     }
 
     fn flush_everything(&self) {
-        (self.on_every_cpu)(write_back_this_cpu);
+        (self.on_every_cpu)(write_back_all);
     }
 }
 
+/// Writes all caches of this CPU back and empties them (WBINVD): what a guest's own WBINVD asks for.
+///
+/// To be called in ring 0, as elsewhere the instruction faults. Other CPUs' caches keep what they have: this
+/// has to run on each CPU that the guest ran on. It takes up to milliseconds, during which no interrupt is taken.
 #[cfg(target_os = "none")]
-fn write_back_this_cpu() {
+pub fn write_back_all() {
     // SAFETY: WBINVD changes no data; the crate's users run in ring 0, where it is allowed.
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) }
 }
 
 /// Under an operating system WBINVD is not allowed: a barrier, for tests only.
 #[cfg(not(target_os = "none"))]
-fn write_back_this_cpu() {
+pub fn write_back_all() {
     // SAFETY: MFENCE exists on every x86_64 CPU and only orders.
     unsafe { _mm_mfence() }
 }

@@ -73,7 +73,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         self.with(id, |group| {
             group.context = None;
             match (plan, answer) {
-                (Plan::Detach { .. }, _) => {}
+                (Plan::Detach { .. } | Plan::SetAside { .. }, _) => {}
                 (Plan::Acquire { .. }, Answer::Done) => group.hold_once(),
                 _ => group.end_tenancy(),
             }
@@ -158,6 +158,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
             Plan::Acquire { group } => self.acquired(operation, group),
             Plan::Attach { group }
             | Plan::Detach { group }
+            | Plan::SetAside { group }
             | Plan::Bar { group }
             | Plan::AddDevice { group, .. } => {
                 self.leave(operation, group);

@@ -29,6 +29,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
             Request::Release { hold } => self.begin_release(hold),
             Request::Attach { hold, context, proof } => self.begin_attach(hold, context, proof),
             Request::Detach { hold } => self.begin_detach(hold),
+            Request::SetAside { group } => self.begin_set_aside(group),
             Request::AddDevice { group, device } => self.begin_add_device(group, device),
             Request::RemoveDevice { device } => self.begin_remove_device(device),
             Request::CreateContext { owner } => self.begin_create(owner),
@@ -166,6 +167,19 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         group.work = Work::UnderWay;
         let block = Effect::Block { group: hold.group };
         Ok(Operation::new(Plan::Detach { group: hold.group }, Step::Do(block)))
+    }
+
+    /// Of a group that is busy this much is done: nothing new begins on it.
+    fn begin_set_aside(&mut self, id: GroupId) -> Result<Operation, Error> {
+        let group = self.group_mut(id)?;
+        if group.health == Health::Quarantined {
+            return Err(Error::Quarantined);
+        }
+        group.health = Health::SetAside;
+        group.quiesced = Quiet::No;
+        group.free_of_others()?;
+        group.work = Work::UnderWay;
+        Ok(Operation::new(Plan::SetAside { group: id }, Step::Do(Effect::Block { group: id })))
     }
 
     fn begin_add_device(&mut self, id: GroupId, device: DeviceId) -> Result<Operation, Error> {
@@ -307,7 +321,7 @@ impl Group {
     }
 
     /// Nobody is at work on the group, and nobody is about to end its ownership.
-    fn free_of_others(&self) -> Result<(), Error> {
+    pub(super) fn free_of_others(&self) -> Result<(), Error> {
         match (self.work, self.announced) {
             (Work::Idle, Announced::No) => Ok(()),
             _ => Err(Error::Busy),
@@ -319,7 +333,7 @@ impl Group {
         self.free_of_others()?;
         match self.health {
             Health::Good => Ok(()),
-            Health::Quarantined => Err(Error::Quarantined),
+            Health::SetAside | Health::Quarantined => Err(Error::Quarantined),
         }
     }
 }

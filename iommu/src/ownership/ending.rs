@@ -44,7 +44,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         }
         self.with(id, |group| {
             // In quarantine a device stays known: nobody may register it anew.
-            if group.health == Health::Good {
+            if group.health != Health::Quarantined {
                 group.forget(device);
             }
         });

@@ -87,6 +87,11 @@ pub enum Request {
         /// The right to do so.
         hold: Hold,
     },
+    /// Blocks the whole group, whoever owns it; nothing begins on it until it is readmitted.
+    SetAside {
+        /// The group.
+        group: GroupId,
+    },
     /// A device joins a group, and the context that the group has.
     AddDevice {
         /// The group.
@@ -314,6 +319,9 @@ pub(super) enum Plan {
         group: GroupId,
     },
     Detach {
+        group: GroupId,
+    },
+    SetAside {
         group: GroupId,
     },
     AddDevice {

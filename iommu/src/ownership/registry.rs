@@ -77,6 +77,24 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         reserved.push(region).map_err(|_| Error::Full { capacity: MAX_RESERVED })
     }
 
+    /// Ends that a group is [set aside](Request::SetAside). Its first attach needs a proof again that its
+    /// devices were quiesced.
+    ///
+    /// # Errors
+    /// [`Error::UnknownGroup`]; [`Error::Busy`] while an operation is under way there;
+    /// [`Error::Quarantined`] when its hardware did not answer: that stays.
+    pub fn readmit(&mut self, group: GroupId) -> Result<(), Error> {
+        let group = self.group_mut(group)?;
+        group.free_of_others()?;
+        match group.health {
+            Health::Quarantined => Err(Error::Quarantined),
+            Health::Good | Health::SetAside => {
+                group.health = Health::Good;
+                Ok(())
+            }
+        }
+    }
+
     /// The group of a device.
     #[must_use]
     pub fn group_of(&self, device: DeviceId) -> Option<GroupId> {
@@ -100,7 +118,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
         Ok(self.group(group)?.tenancy)
     }
 
-    /// Whether hardware still answers for a group.
+    /// Whether a group may be used.
     ///
     /// # Errors
     /// [`Error::UnknownGroup`].
@@ -197,7 +215,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
             Request::Release { hold } | Request::Attach { hold, .. } | Request::Detach { hold } => {
                 Some(hold.owner)
             }
-            Request::AddDevice { group, .. } | Request::Refer { group, .. } => {
+            Request::AddDevice { group, .. } | Request::Refer { group, .. } | Request::SetAside { group } => {
                 self.tenancy(group).ok().flatten().map(|tenancy| tenancy.owner)
             }
             Request::RemoveDevice { device } => self.owner_of_device(device),

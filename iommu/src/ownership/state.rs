@@ -89,12 +89,14 @@ pub struct Tenancy {
     pub holds: u32,
 }
 
-/// Whether hardware still answers for a group.
+/// Whether a group may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Health {
-    /// It does.
+    /// It may: hardware answers for it, and nobody complained.
     #[default]
     Good,
+    /// The hypervisor set it aside: it is blocked, and stays so until it is readmitted.
+    SetAside,
     /// A wait timed out: the group counts as blocked, and nobody gets it any more.
     Quarantined,
 }

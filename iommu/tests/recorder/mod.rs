@@ -47,6 +47,8 @@ pub(crate) struct State {
     pub(crate) coherent: bool,
     /// Contexts can be made so later.
     pub(crate) snoop_control: bool,
+    /// Faults that hardware has recorded, the oldest last.
+    pub(crate) faults: Vec<Fault>,
 }
 
 #[derive(Default)]
@@ -184,7 +186,7 @@ impl Driver for Recorder {
     }
 
     fn take_fault(&self) -> Option<Fault> {
-        None
+        self.0.borrow_mut().faults.pop()
     }
 }
 

@@ -91,6 +91,15 @@ impl Tree {
         command
     }
 
+    /// This program, for the copy.
+    pub(super) fn runner(&self) -> Result<Command, Error> {
+        let program = std::env::current_exe().map_err(|why| Error::Project(why.to_string()))?;
+        let mut command = Command::new(program);
+        command.env("CARGO_MANIFEST_DIR", self.folder.join("board-tests/runner"));
+        command.env("CARGO_TARGET_DIR", self.project.target().join(BUILD));
+        Ok(command)
+    }
+
     /// Applies a patch, or takes it back; the inner error is git's message.
     pub(super) fn patch(&self, name: &str, back: bool) -> Result<Result<(), String>, Error> {
         let mut command = Command::new("git");

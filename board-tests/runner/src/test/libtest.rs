@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::outcome::{Kind, Outcome, Verdict};
+use super::outcome::{Figures, Kind, Outcome, Verdict};
 
 /// Names from `--list --format terse`.
 pub(crate) fn listed(lines: &[String]) -> Vec<String> {
@@ -51,6 +51,7 @@ impl Reader {
             verdict,
             time,
             details: Vec::new(),
+            figures: Figures::default(),
         }
     }
 

@@ -228,5 +228,6 @@ fn board_outcome(case: &Case<'_>, verdict: Verdict, ended: Option<&Ended>) -> Ou
         verdict,
         time: ended.map(|ended| ended.time).unwrap_or_default(),
         details: ended.map(Ended::details).unwrap_or_default(),
+        figures: ended.map(Ended::figures).unwrap_or_default(),
     }
 }

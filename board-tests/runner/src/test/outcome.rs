@@ -5,7 +5,7 @@ use std::time::Duration;
 use console::style;
 use serde::Serialize;
 
-use crate::progress::seconds;
+use crate::{disk::Compared, progress::seconds};
 
 /// Where a test runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -40,6 +40,27 @@ pub(crate) struct Outcome {
     pub(crate) time: Duration,
     /// What was wrong, line by line.
     pub(crate) details: Vec<String>,
+    #[serde(flatten)]
+    pub(crate) figures: Figures,
+}
+
+/// What a board reported beside events; nothing for tests of other kinds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Figures {
+    /// What it read, beside what it should have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) checksums: Vec<Compared>,
+    /// What it counted or timed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) measured: Vec<Measured>,
+}
+
+/// Something counted or timed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Measured {
+    pub(crate) what: String,
+    pub(crate) value: u64,
+    pub(crate) unit: String,
 }
 
 fn as_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

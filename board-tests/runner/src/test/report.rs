@@ -80,10 +80,18 @@ fn status(outcome: &Outcome) -> TestCaseStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{disk::Compared, test::outcome::Figures};
 
     fn outcome(kind: Kind, name: &str, verdict: Verdict) -> Outcome {
         let details = vec!["left < right".to_owned()];
-        Outcome { kind, name: name.to_owned(), verdict, time: Duration::from_millis(1500), details }
+        Outcome {
+            kind,
+            name: name.to_owned(),
+            verdict,
+            time: Duration::from_millis(1500),
+            details,
+            figures: Figures::default(),
+        }
     }
 
     #[test]
@@ -111,6 +119,20 @@ mod tests {
         assert_eq!(value["kind"], "doc");
         assert_eq!((&value["verdict"], &value["reason"]), (&json!("ignored"), &json!("why")));
         assert_eq!(value["seconds"], 1.5);
+        assert!(value.get("checksums").is_none(), "only boards report figures");
+        let mut board = outcome(Kind::Board, "q35/snoop/x", Verdict::Passed);
+        board.figures.checksums.push(Compared {
+            what: "disk".to_owned(),
+            value: 7,
+            bytes: 512,
+            expected: Some(8),
+            expected_bytes: Some(512),
+        });
+        let value: serde_json::Value = serde_json::from_str(&json_line(&board)).unwrap();
+        assert_eq!(
+            (&value["checksums"][0]["value"], &value["checksums"][0]["expected"]),
+            (&json!(7), &json!(8))
+        );
         let totals = Totals::of(&[outcome(Kind::Board, "x", Verdict::Failed)]);
         assert_eq!(json_totals(totals), r#"{"totals":{"failed":1,"ignored":0,"passed":0,"scenarios":1}}"#);
     }

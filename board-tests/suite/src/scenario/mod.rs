@@ -2,6 +2,7 @@
 
 mod attach;
 mod coherency;
+mod disk;
 mod handover;
 mod hardware;
 mod host;
@@ -10,6 +11,7 @@ mod mapping;
 mod notice;
 mod registered;
 mod revocation;
+mod rogue;
 mod stage;
 mod transfer;
 mod watch;
@@ -49,6 +51,12 @@ bitflags! {
         const GUEST = 1 << 9;
         /// The hypervisor can turn on address translation: POWER9 and later.
         const RADIX = 1 << 10;
+        /// The third device is a disk, and the host knows what it holds.
+        const DISK = 1 << 11;
+        /// The image can have a second CPU work for it.
+        const SECOND_CPU = 1 << 12;
+        /// The image can run guests by AMD's SVM, with nested paging.
+        const SVM = 1 << 13;
     }
 }
 
@@ -139,6 +147,9 @@ catalogue! {
     notice::notice_on_a_coherent_bus shows ["S27"] needs Requires::TCE;
     hardware::dead_unit_times_out shows ["S18"] needs Requires::CONFIRMATION;
     hardware::lost_invalidation_quarantines shows ["S19"] needs Requires::CONFIRMATION;
+    rogue::rogue_is_blamed_and_quarantined shows ["A21", "A22", "S30"] needs Requires::FAULT_LOG;
+    disk::disk_is_read_through_tables shows ["S28"] needs Requires::DISK.union(Requires::FAULT_LOG);
+    disk::throughput shows ["S29"] needs Requires::DISK.union(Requires::VTD);
 }
 
 /// Runs the scenario with this name and emits how it went; `None` when there is none, or when the board

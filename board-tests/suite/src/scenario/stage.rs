@@ -1,7 +1,9 @@
 //! What scenarios do again and again: own, attach, map, and tell the host.
 
-use portcullis_hal::{Access, DmaExtent, Iova, IovaRange};
-use portcullis_iommu::{Claim, ContextHandle, Driver, Error, GroupId, Iommu, VmId};
+use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange};
+use portcullis_iommu::{
+    self as iommu, Claim, ContextHandle, Driver, Error, GroupId, Iommu, VmId, ownership::Owner,
+};
 
 use super::{Failure, words::describe};
 use crate::{
@@ -73,7 +75,10 @@ impl<'b, B: Board> Stage<'b, B> {
 
     /// Registers device `index` as a group of its own.
     pub(super) fn group(&self, index: usize) -> Result<GroupId, Failure> {
-        Ok(self.iommu().add_group(&[self.device(index)?.id()])?)
+        let device = self.device(index)?.id();
+        let group = self.iommu().add_group(&[device])?;
+        self.board.declare_reserved(device)?;
+        Ok(group)
     }
 
     /// Registers device `index`, grants it to `vm` and claims it.
@@ -184,6 +189,28 @@ impl<'b, B: Board> Stage<'b, B> {
         ensure(unmapped == bytes, "unmap counted other bytes than were mapped")?;
         self.board.emit(&Event::Unmapped { context: context.slot(), iova: iova.as_u64(), bytes });
         ensure(self.iommu().iova_to_phys(context, iova)?.is_none(), "a look-up finds what was unmapped")
+    }
+
+    /// Empties the policy's log, which keeps the oldest events only.
+    pub(super) fn forget_events(&self) {
+        while self.iommu().take_event().is_some() {}
+    }
+
+    /// Fails unless the policy's log blames `vm` for what `device` tried at `page`, and tells.
+    pub(super) fn expect_blame(&self, device: DeviceId, page: Iova, vm: VmId) -> Result<(), Failure> {
+        let events = core::iter::from_fn(|| self.iommu().take_event());
+        let blamed = events.filter_map(|event| match event {
+            iommu::Event::Fault { fault, owner } if (fault.device, fault.iova) == (device, Some(page)) => {
+                Some(owner)
+            }
+            _ => None,
+        });
+        ensure(
+            blamed.last() == Some(Some(Owner::Guest(vm))),
+            "the log does not name the owner of the device",
+        )?;
+        self.board.emit(&Event::Blamed { requester: device.requester.as_u16(), vm: vm.0 });
+        Ok(())
     }
 
     /// Fails unless `result` is the error `expected`.

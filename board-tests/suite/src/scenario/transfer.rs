@@ -141,13 +141,17 @@ impl<'b, B: Board> Stage<'b, B> {
         let requester = device.requester.as_u16();
         self.board.emit(&Event::Dma { requester, iova: iova.as_u64(), bytes: BYTES, direction, effect });
         if let Some(fault) = fault {
-            self.board.emit(&Event::Fault {
-                requester: fault.device.requester.as_u16(),
-                iova: fault.iova.map(Iova::as_u64),
-                direction: if fault.access == Access::READ { Direction::Read } else { Direction::Write },
-                reason: describe_fault(fault.reason),
-            });
+            self.tell_fault(fault);
         }
+    }
+
+    pub(super) fn tell_fault(&self, fault: Fault) {
+        self.board.emit(&Event::Fault {
+            requester: fault.device.requester.as_u16(),
+            iova: fault.iova.map(Iova::as_u64),
+            direction: if fault.access == Access::READ { Direction::Read } else { Direction::Write },
+            reason: describe_fault(fault.reason),
+        });
     }
 }
 

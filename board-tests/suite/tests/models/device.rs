@@ -26,6 +26,10 @@ const STRAGGLER: u8 = 0xee;
 pub trait Bus: Clone {
     fn read(&self, requester: u16, iova: u64, bytes: &mut [u8]) -> bool;
     fn write(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool;
+    /// The same with nothing that follows later.
+    fn write_at_once(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool {
+        self.write(requester, iova, bytes)
+    }
 }
 
 impl Bus for FakeVtd {
@@ -37,6 +41,10 @@ impl Bus for FakeVtd {
         // The last byte of the page follows later: only an invalidation that drains brings it home.
         let passed = self.dma_write(requester, iova, bytes).is_ok();
         passed && self.dma_write_posted(requester, iova | 0xfff, &[STRAGGLER]).is_ok()
+    }
+
+    fn write_at_once(&self, requester: u16, iova: u64, bytes: &[u8]) -> bool {
+        self.dma_write(requester, iova, bytes).is_ok()
     }
 }
 
@@ -128,6 +136,16 @@ impl<B: Bus> ModelDevice<B> {
         }
     }
 
+    /// Writes what is not the device's own buffer, page by page.
+    pub fn write_pages(&self, iova: Iova, content: &[u8]) {
+        if self.masters() {
+            let (requester, pages) = (self.id.requester.as_u16(), content.chunks(BUFFER_BYTES));
+            let mut places = (iova.as_u64()..).step_by(BUFFER_BYTES).zip(pages);
+            let passed = places.all(|(iova, page)| self.bus.write_at_once(requester, iova, page));
+            self.note(iova, Direction::Write, passed);
+        }
+    }
+
     fn masters(&self) -> bool {
         self.functions.peek(self.id, COMMAND) & BUS_MASTER != 0
     }
@@ -149,7 +167,7 @@ impl<B: Bus> DmaDevice for ModelDevice<B> {
 
     fn read_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
         let mut own = self.own.borrow_mut();
-        let target = own.get_mut(..bytes as usize).ok_or(DmaError::TooLong { bytes })?;
+        let target = own.get_mut(..bytes as usize).ok_or(DmaError::TooLong { bytes: bytes.into() })?;
         if self.masters() {
             let passed = self.bus.read(self.id.requester.as_u16(), iova.as_u64(), target);
             self.note(iova, Direction::Read, passed);
@@ -159,7 +177,7 @@ impl<B: Bus> DmaDevice for ModelDevice<B> {
 
     fn write_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
         let own = self.own.borrow();
-        let source = own.get(..bytes as usize).ok_or(DmaError::TooLong { bytes })?;
+        let source = own.get(..bytes as usize).ok_or(DmaError::TooLong { bytes: bytes.into() })?;
         if self.masters() {
             let passed = self.bus.write(self.id.requester.as_u16(), iova.as_u64(), source);
             self.note(iova, Direction::Write, passed);

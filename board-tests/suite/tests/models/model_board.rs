@@ -8,13 +8,15 @@ use portcullis_fake::{
 };
 use portcullis_suite::{
     Board, Event, Requires, Scenario,
-    event::{Effect, decode},
+    checksum::Checksum,
+    event::{DISK, Effect, decode},
     run,
 };
 
 use crate::{
     device::{Transfer, Transfers},
     machine::{Machine, Trace},
+    queue_device::content,
     tce_board::{BridgeUse, TceBoard},
     vtd_board::{VtdBoard, VtdHabits},
 };
@@ -52,7 +54,11 @@ pub fn boards() -> Vec<Description> {
 }
 
 fn vtd_boards() -> Vec<Description> {
-    let common = Requires::VTD | Requires::FAULT_LOG | Requires::CONFIRMATION | Requires::QUEUE_DEVICE;
+    let common = Requires::VTD
+        | Requires::FAULT_LOG
+        | Requires::CONFIRMATION
+        | Requires::QUEUE_DEVICE
+        | Requires::DISK;
     let wide = common | Requires::WIDTH_48;
     let usual = VtdConfig::default();
     let vtd =
@@ -159,6 +165,7 @@ fn judge(scenario: &Scenario, trace: &[Vec<u8>], transfers: &[(usize, Transfer)]
         return Err("the events do not begin and end with the scenario".to_owned());
     }
     only_while_attached(&events, transfers)?;
+    checksums_are_right(scenario, &events)?;
     let tried = |transfer: &Transfer| transfers.iter().any(|(_, other)| other == transfer);
     let refused = events.iter().any(|event| matches!(event, Event::Refused { .. }));
     let told = events.iter().filter_map(|event| match *event {
@@ -181,6 +188,20 @@ fn judge(scenario: &Scenario, trace: &[Vec<u8>], transfers: &[(usize, Transfer)]
         (0, "dead_unit_times_out") if refused => Ok(()),
         (0, _) => Err("no DMA was tried: the scenario showed nothing".to_owned()),
         _ => Ok(()),
+    }
+}
+
+/// What was read is what the disk holds, as often as the board says.
+fn checksums_are_right(scenario: &Scenario, events: &[Event<'_>]) -> Result<(), String> {
+    let content = Checksum::of(&content());
+    let right = Event::Checksum { what: DISK, value: content.value(), bytes: content.bytes() };
+    let mut sums = events.iter().filter(|event| matches!(event, Event::Checksum { .. })).peekable();
+    if scenario.requires.contains(Requires::DISK) && sums.peek().is_none() {
+        return Err("no checksum of the disk was told".to_owned());
+    }
+    match sums.find(|sum| **sum != right) {
+        Some(wrong) => Err(format!("told {wrong:x?}, and right is {right:x?}")),
+        None => Ok(()),
     }
 }
 

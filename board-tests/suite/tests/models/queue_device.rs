@@ -3,7 +3,10 @@
 use std::cell::Cell;
 
 use portcullis_hal::{DeviceId, Iova};
-use portcullis_suite::{Buffer, DmaDevice, DmaError, board::SharedBytes};
+use portcullis_suite::{
+    Buffer, DmaDevice, DmaError,
+    board::{Disk, Geometry, SharedBytes},
+};
 
 use crate::{
     device::{Bus, ModelDevice},
@@ -14,6 +17,16 @@ use crate::{
 const SLOTS: usize = 16;
 const COMMAND_BYTES: usize = 32;
 const COMPLETIONS: usize = 2048;
+
+/// Bytes in a block of the device as a disk, and blocks.
+const BLOCK: u64 = 512;
+const BLOCKS: u64 = 1024;
+
+/// What the device holds as a disk: no block is like another.
+pub fn content() -> Vec<u8> {
+    let words = (0..BLOCKS * BLOCK / 8).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    words.flat_map(u64::to_le_bytes).collect()
+}
 
 #[derive(Clone, Copy)]
 enum Opcode {
@@ -87,6 +100,10 @@ impl<B: Bus> DmaDevice for QueueDevice<B> {
         Some(self.queue.as_buffer())
     }
 
+    fn disk(&self) -> Option<&dyn Disk> {
+        Some(self)
+    }
+
     fn start(&self, queues: Iova) -> Result<(), DmaError> {
         self.base.set(Some(queues.as_u64()));
         self.execute(Opcode::Nothing, Iova::new(0), 0)
@@ -98,5 +115,26 @@ impl<B: Bus> DmaDevice for QueueDevice<B> {
 
     fn write_memory(&self, iova: Iova, bytes: u32) -> Result<(), DmaError> {
         self.execute(Opcode::WriteMemory, iova, bytes)
+    }
+}
+
+impl<B: Bus> Disk for QueueDevice<B> {
+    fn identify(&self, _: Iova, _: &dyn SharedBytes) -> Result<Geometry, DmaError> {
+        Ok(Geometry { blocks: BLOCKS, block_bytes: BLOCK, max_bytes: u64::MAX })
+    }
+
+    fn read(&self, _: Geometry, block: u64, memory: Iova, bytes: u64) -> Result<(), DmaError> {
+        let start = (block * BLOCK) as usize;
+        self.engine.write_pages(memory, &content()[start..start + bytes as usize]);
+        Ok(())
+    }
+
+    fn write(&self, _: Geometry, _: u64, _: Iova, bytes: u64) -> Result<(), DmaError> {
+        Err(DmaError::TooLong { bytes })
+    }
+
+    fn stop(&self) -> Result<(), DmaError> {
+        self.base.set(None);
+        Ok(())
     }
 }

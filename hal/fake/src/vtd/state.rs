@@ -43,11 +43,19 @@ pub(super) struct CachedContext {
     pub(super) domain: u16,
 }
 
-/// A cached translation: permissions and physical page.
+/// A cached translation: permissions, physical page, and whether the unit lets no access go past the caches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CachedLeaf {
     pub(super) phys: u64,
     pub(super) rights: u64,
+    pub(super) snoops: bool,
+}
+
+/// Where an access goes, and whether it must go through the CPUs' caches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reached {
+    pub(super) phys: u64,
+    pub(super) snoops: bool,
 }
 
 /// A write that was translated and is still on its way.
@@ -60,6 +68,7 @@ pub struct Posted {
     /// Where to.
     pub iova: u64,
     phys: u64,
+    snoops: bool,
     bytes: Vec<u8>,
 }
 
@@ -143,9 +152,10 @@ impl State {
         let mut done = 0;
         while done < bytes.len() {
             let (address, length) = step(iova, done, bytes.len());
-            let phys = self.reach(requester, address, false)?;
-            let arrived = self.memory.read(phys, &mut bytes[done..done + length]);
-            assert!(arrived, "translated to {phys:#x}, where no memory is");
+            let to = self.reach(requester, address, false)?;
+            self.snoop(to, length);
+            let arrived = self.memory.read(to.phys, &mut bytes[done..done + length]);
+            assert!(arrived, "translated to {:#x}, where no memory is", to.phys);
             done += length;
         }
         Ok(())
@@ -155,10 +165,11 @@ impl State {
         let mut done = 0;
         while done < bytes.len() {
             let (address, length) = step(iova, done, bytes.len());
-            let phys = self.reach(requester, address, true)?;
-            let landed = self.memory.write(phys, &bytes[done..done + length]);
+            let to = self.reach(requester, address, true)?;
+            self.snoop(to, length);
+            let landed = self.memory.write(to.phys, &bytes[done..done + length]);
             self.last_writes.insert(requester, address);
-            assert!(landed, "translated to {phys:#x}, where no memory is");
+            assert!(landed, "translated to {:#x}, where no memory is", to.phys);
             done += length;
         }
         Ok(())
@@ -168,10 +179,10 @@ impl State {
         let mut done = 0;
         while done < bytes.len() {
             let (address, length) = step(iova, done, bytes.len());
-            let phys = self.reach(requester, address, true)?;
+            let Reached { phys, snoops } = self.reach(requester, address, true)?;
             let bytes = bytes[done..done + length].to_vec();
             let domain = self.cached_domain(requester);
-            self.posted.push(Posted { requester, domain, iova: address, phys, bytes });
+            self.posted.push(Posted { requester, domain, iova: address, phys, snoops, bytes });
             done += length;
         }
         Ok(())
@@ -183,11 +194,11 @@ impl State {
             return;
         }
         for (requester, iova) in self.last_writes.clone() {
-            let Ok(phys) = self.translate(requester, iova, true) else { continue };
+            let Ok(Reached { phys, snoops }) = self.translate(requester, iova, true) else { continue };
             let mut bytes = [0];
             if self.memory.read(phys, &mut bytes) {
                 let domain = self.cached_domain(requester);
-                self.posted.push(Posted { requester, domain, iova, phys, bytes: bytes.to_vec() });
+                self.posted.push(Posted { requester, domain, iova, phys, snoops, bytes: bytes.to_vec() });
             }
         }
     }
@@ -199,15 +210,24 @@ impl State {
     /// Lets the writes arrive that are on their way in a domain, or all.
     pub(super) fn land_posted(&mut self, domain: Option<u16>) {
         let due = |posted: &mut Posted| domain.is_none_or(|domain| posted.domain == domain);
-        for Posted { phys, bytes, .. } in self.posted.extract_if(.., due) {
+        let landing: Vec<Posted> = self.posted.extract_if(.., due).collect();
+        for Posted { phys, snoops, bytes, .. } in landing {
+            self.snoop(Reached { phys, snoops }, bytes.len());
             self.memory.write(phys, &bytes);
         }
     }
 
+    /// What hardware does before an access that must not go past the caches.
+    fn snoop(&self, to: Reached, bytes: usize) {
+        if to.snoops {
+            self.memory.snoop_lines(to.phys, bytes as u64);
+        }
+    }
+
     /// Translates one access inside a page; a blocked one is recorded.
-    fn reach(&mut self, requester: u16, iova: u64, write: bool) -> Result<u64, Reason> {
+    fn reach(&mut self, requester: u16, iova: u64, write: bool) -> Result<Reached, Reason> {
         if !self.translates() {
-            return Ok(iova);
+            return Ok(Reached { phys: iova, snoops: false });
         }
         self.translate(requester, iova, write).inspect_err(|&reason| {
             self.record_fault(requester, iova, write, reason);

@@ -1,14 +1,16 @@
 //! Address translation in legacy mode (manual, 3.4 and 3.7; entry formats in chapter 9).
 
-use super::state::{CachedContext, CachedLeaf, Reason, State};
+use super::state::{CachedContext, CachedLeaf, Reached, Reason, State};
 
 const READ: u64 = 1;
 const WRITE: u64 = 2;
+/// SNP of a leaf.
+const SNOOP: u64 = 1 << 11;
 /// Bits 51:12.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 impl State {
-    pub(super) fn translate(&mut self, requester: u16, iova: u64, write: bool) -> Result<u64, Reason> {
+    pub(super) fn translate(&mut self, requester: u16, iova: u64, write: bool) -> Result<Reached, Reason> {
         let context = self.context(requester)?;
         let bits = (12 + 9 * u32::from(context.levels)).min(64);
         let width = bits.min(u32::from(self.config.guest_bits));
@@ -27,7 +29,7 @@ impl State {
         if leaf.rights & needed == 0 {
             return Err(denied);
         }
-        Ok(leaf.phys | iova & 0xfff)
+        Ok(Reached { phys: leaf.phys | iova & 0xfff, snoops: leaf.snoops })
     }
 
     /// The context entry of a requester: cached, or from the tables.
@@ -112,9 +114,10 @@ impl State {
                 if page >> 20 == 0xfee {
                     return Err(Reason(0xe));
                 }
-                self.leaves.insert((domain, level, iova >> shift(level)), CachedLeaf { phys: page, rights });
+                let leaf = CachedLeaf { phys: page, rights, snoops: entry & SNOOP != 0 };
+                self.leaves.insert((domain, level, iova >> shift(level)), leaf);
                 let inside = iova & ((1 << shift(level)) - 1) & !0xfff;
-                return Ok(CachedLeaf { phys: page | inside, rights });
+                return Ok(CachedLeaf { phys: page | inside, ..leaf });
             }
             table = entry & ADDRESS;
             self.tables.insert((domain, level, iova >> shift(level)), (table, rights));
@@ -133,8 +136,7 @@ impl State {
     }
 
     fn check_reserved(&self, entry: u64, level: u8, is_leaf: bool) -> Result<(), Reason> {
-        let snoop = entry & 1 << 11 != 0;
-        let bad_snoop = snoop && !(is_leaf && self.config.snoop_control);
+        let bad_snoop = entry & SNOOP != 0 && !(is_leaf && self.config.snoop_control);
         let large = is_leaf && level > 1;
         let bad_size = large && (level > 3 || self.config.large_pages >> (level - 2) & 1 == 0);
         let misaligned = large && entry & ADDRESS & ((1 << shift(level)) - 1) != 0;

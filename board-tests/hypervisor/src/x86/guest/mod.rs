@@ -1,0 +1,17 @@
+//! What runs in guests: a copy of the image, without its statics, that begins at [`layout`]'s places.
+
+pub mod calls;
+pub mod layout;
+pub mod programs;
+pub mod script;
+
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
+mod confined;
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
+pub mod entry;
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
+pub mod hypercall;
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
+pub mod probe;
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
+mod runs;

@@ -1,0 +1,117 @@
+//! How long an intercepted instruction is, and which one it is: CPUs without `NRIPS` tell neither
+//! (AMD64 manual, volume 2, 15.7.1; encodings of volume 3, chapter 1 and appendix A).
+
+/// Most bytes of an instruction.
+pub const MAX_BYTES: usize = 15;
+
+/// An instruction that a guest stopped at, as far as intercepts need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// Its bytes, prefixes and all.
+    pub length: u64,
+    /// Which one.
+    pub kind: Kind,
+}
+
+/// Instructions whose bytes tell more than their exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// INVD.
+    Invd,
+    /// WBINVD.
+    Wbinvd,
+    /// WBNOINVD.
+    Wbnoinvd,
+    /// MOV to a control register: the general-purpose register that holds the value, by number.
+    MoveToControl {
+        /// The control register.
+        control: u8,
+        /// The general-purpose register.
+        from: u8,
+    },
+    /// One of which only the length matters.
+    Other,
+}
+
+/// Finds the instruction in the bytes that the guest's instruction pointer leads to; `None` for one that no intercept
+/// is about, or when bytes are missing.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Option<Instruction> {
+    let prefixes = bytes.iter().take(MAX_BYTES).take_while(|byte| is_legacy_prefix(**byte)).count();
+    let (before, rest) = bytes.split_at_checked(prefixes)?;
+    let repeated = before.iter().rev().find(|byte| matches!(byte, 0xf2 | 0xf3)) == Some(&0xf3);
+    let (rex, opcode) = match rest {
+        [rex @ 0x40..=0x4f, opcode @ ..] => (Some(*rex), opcode),
+        opcode => (None, opcode),
+    };
+    let (length, kind) = match opcode {
+        [0x0f, 0x08, ..] => (2, Kind::Invd),
+        [0x0f, 0x09, ..] => (2, if repeated { Kind::Wbnoinvd } else { Kind::Wbinvd }),
+        [0x0f, 0x22, modrm, ..] => (3, move_to_control(*modrm, rex.unwrap_or(0))),
+        // The group of VMRUN, VMMCALL, INVLPGA, XSETBV, MONITOR, MWAIT.
+        [0x0f, 0x01, 0xc0..=0xff, ..] => (3, Kind::Other),
+        // WRMSR, RDMSR, RDPMC, RSM, CPUID; moves of control and debug registers.
+        [0x0f, 0x30 | 0x32 | 0x33 | 0xa2 | 0xaa, ..] => (2, Kind::Other),
+        [0x0f, 0x20 | 0x21 | 0x23, _, ..] => (3, Kind::Other),
+        [0xf4, ..] => (1, Kind::Other),
+        _ => return None,
+    };
+    Some(Instruction { length: (prefixes + usize::from(rex.is_some()) + length) as u64, kind })
+}
+
+const fn is_legacy_prefix(byte: u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+}
+
+/// REX.R extends the control register, REX.B the general-purpose one.
+const fn move_to_control(modrm: u8, rex: u8) -> Kind {
+    Kind::MoveToControl { control: modrm >> 3 & 7 | (rex & 4) << 1, from: modrm & 7 | (rex & 1) << 3 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(bytes: &[u8]) -> Option<(u64, Kind)> {
+        decode(bytes).map(|instruction| (instruction.length, instruction.kind))
+    }
+
+    #[test]
+    fn x09_cache_instructions_are_told_apart() {
+        assert_eq!(decoded(&[0x0f, 0x08]), Some((2, Kind::Invd)));
+        assert_eq!(decoded(&[0x0f, 0x09]), Some((2, Kind::Wbinvd)));
+        assert_eq!(decoded(&[0xf3, 0x0f, 0x09]), Some((3, Kind::Wbnoinvd)));
+        assert_eq!(decoded(&[0x66, 0x0f, 0x09]), Some((3, Kind::Wbinvd)));
+        assert_eq!(decoded(&[0xf3, 0xf2, 0x48, 0x0f, 0x09]), Some((5, Kind::Wbinvd)));
+        assert_eq!(decoded(&[0xf3, 0x0f, 0x08]), Some((3, Kind::Invd)));
+    }
+
+    #[test]
+    fn the_value_for_a_control_register_is_found() {
+        let to_cr0 = |from| Kind::MoveToControl { control: 0, from };
+        assert_eq!(decoded(&[0x0f, 0x22, 0xc0]), Some((3, to_cr0(0))));
+        assert_eq!(decoded(&[0x0f, 0x22, 0xc7]), Some((3, to_cr0(7))));
+        assert_eq!(decoded(&[0x41, 0x0f, 0x22, 0xc7]), Some((4, to_cr0(15))));
+        assert_eq!(
+            decoded(&[0x44, 0x0f, 0x22, 0xc1]),
+            Some((4, Kind::MoveToControl { control: 8, from: 1 }))
+        );
+    }
+
+    #[test]
+    fn lengths_count_prefixes() {
+        assert_eq!(decoded(&[0x0f, 0xa2, 0x90]), Some((2, Kind::Other)));
+        assert_eq!(decoded(&[0x0f, 0x01, 0xd9]), Some((3, Kind::Other)));
+        assert_eq!(decoded(&[0x48, 0x0f, 0x32]), Some((3, Kind::Other)));
+        assert_eq!(decoded(&[0x2e, 0xf4]), Some((2, Kind::Other)));
+    }
+
+    #[test]
+    fn what_no_intercept_is_about_is_not_guessed() {
+        for bytes in
+            [&[][..], &[0x0f], &[0x0f, 0x22], &[0x90], &[0xf3; 20], &[0x0f, 0x01, 0x10], &[0x48, 0x48, 0xf4]]
+        {
+            assert_eq!(decode(bytes), None, "{bytes:x?}");
+        }
+    }
+}
