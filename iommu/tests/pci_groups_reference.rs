@@ -11,8 +11,9 @@ use proptest::{
     test_runner::{RngAlgorithm, TestRng, TestRunner},
 };
 
-const MACHINES: u32 = 400;
-const HOSTILE_FACTS: u32 = 4096;
+// Miri is some thousand times slower than the machine; so few say nothing about how mixed they are.
+const MACHINES: u32 = if cfg!(miri) { 4 } else { 400 };
+const HOSTILE_FACTS: u32 = if cfg!(miri) { 32 } else { 4096 };
 
 /// The reference: two functions are related if a rule of the documentation says so directly; groups are the
 /// closure. Each rule is looked up for each pair, along the whole path.
@@ -295,6 +296,9 @@ fn g07_groups_are_those_of_the_slow_reference() {
         largest.set(largest.get().max(functions.len()));
         Ok(())
     });
+    if cfg!(miri) {
+        return;
+    }
     assert!(mixed.get() > MACHINES / 4, "only {} machines both join and isolate", mixed.get());
     assert!(largest.get() > 20, "no machine has more than {} functions", largest.get());
 }
@@ -311,5 +315,6 @@ fn g06_hostile_facts_are_refused_exactly_when_no_machine_can_have_them() {
         }
         Ok(())
     });
-    assert!((HOSTILE_FACTS / 10..HOSTILE_FACTS).contains(&accepted.get()), "{} accepted", accepted.get());
+    let mixed = (HOSTILE_FACTS / 10..HOSTILE_FACTS).contains(&accepted.get());
+    assert!(cfg!(miri) || mixed, "{} accepted", accepted.get());
 }

@@ -309,10 +309,9 @@ fn check<S: Strategy>(cases: u32, inputs: S, test: impl Fn(S::Value) -> Result<(
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "thousands of random spaces, and nothing unsafe on the way")]
 fn q08_noise_ends_in_bounds_and_proves_no_more_than_it_says() {
     let proofs = Cell::new(0);
-    check(2048, (noise(), any::<bool>()), |(numbers, reset)| {
+    check(if cfg!(miri) { 16 } else { 2048 }, (noise(), any::<bool>()), |(numbers, reset)| {
         let config = Noise { numbers: &numbers, reads: Cell::new(0), last_command: Cell::new(u32::MAX) };
         let clock = FakeClock::new(Duration::from_micros(100));
         let method = if reset { FunctionLevelReset } else { BusMasterOff };
@@ -325,14 +324,13 @@ fn q08_noise_ends_in_bounds_and_proves_no_more_than_it_says() {
         prop_assert!(config.reads.get() < 1200 + waited, "{} reads", config.reads.get());
         Ok(())
     });
-    assert!(proofs.get() > 20, "noise passes {} times only", proofs.get());
+    assert!(cfg!(miri) || proofs.get() > 20, "noise passes {} times only", proofs.get());
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "thousands of random spaces, and nothing unsafe on the way")]
 fn q08_any_contents_of_the_lists_are_followed_in_bounds() {
     let registers = prop::collection::vec((0x10..0x400u16, any::<u32>()), 1..80);
-    check(1024, registers, |registers| {
+    check(if cfg!(miri) { 16 } else { 1024 }, registers, |registers| {
         let function = registers.into_iter().fold(express(Habits::default()), |function, (word, value)| {
             function.with_register(word * 4, value)
         });

@@ -59,6 +59,7 @@ impl VtdContext {
         &self.tables
     }
 
+    #[inline]
     pub(crate) fn verdict(&self) -> Verdict {
         if self.tables.is_coherent() {
             return Verdict::Coherent;

@@ -4,32 +4,26 @@
 //! applied to a copy of the tree, never to the tree itself.
 
 mod board;
+mod programs;
+mod seed;
 mod tree;
 
-use std::{
-    collections::BTreeSet,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, slice, time::Instant};
 
 use clap::Args;
 use serde::Deserialize;
 
 use crate::{
-    child::{self, Limit},
     error::Error,
     progress::{Screen, seconds, toned},
-    project::{self, Project},
-    test::{
-        libtest::Reader,
-        outcome::{Kind, Verdict},
-    },
+    project::Project,
     words::Tone,
 };
+use programs::Programs;
 use tree::Tree;
 
-/// How long one test may run, without building; a hang is as red as a failure.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Package, target and name of a test.
+type Test<'b> = [&'b str; 3];
 
 /// What is broken.
 #[derive(Args, Debug)]
@@ -59,11 +53,18 @@ struct Breakage {
     what: String,
     /// Package whose tests notice; for `board`, the name of the board.
     package: String,
-    /// `lib`, `bins`, the name of an integration test, or `board` for scenarios on a machine. One that begins with
-    /// `loom_` runs under the model checker.
+    /// `lib`, `bins`, the name of an integration test (see `Way::of` for how it is compiled), or `board` for
+    /// scenarios on a machine.
     target: String,
     /// Names of the tests that must fail.
     turns_red: Vec<String>,
+}
+
+impl Breakage {
+    /// The tests that must fail.
+    fn tests(&self) -> impl Iterator<Item = Test<'_>> {
+        self.turns_red.iter().map(|name| [&*self.package, &*self.target, name])
+    }
 }
 
 /// Breaks one thing after the other; `true` when each turned its tests red.
@@ -74,23 +75,29 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
         return Ok(true);
     }
     let tree = Tree::copy(project)?;
-    // All without a breakage first: going back and forth would build everything twice.
-    let mut known_green = BTreeSet::new();
-    let mut problems = Vec::new();
-    for breakage in &breakages {
-        problems.push(unbroken(&tree, breakage, &mut known_green)?);
-    }
+    let known_green = unbroken(&tree, &breakages)?;
+    let screen = Screen::steps(breakages.len());
     let mut failed = 0;
-    for (breakage, problem) in breakages.iter().zip(problems) {
+    for breakage in &breakages {
         let begun = Instant::now();
-        let problem = if problem.is_some() { problem } else { broken(&tree, breakage)? };
+        screen.now(&breakage.what);
+        let red = breakage.tests().filter(|test| !known_green.contains(test)).map(|[.., name]| name);
+        let red = red.collect::<Vec<_>>();
+        let problem = if red.is_empty() {
+            broken(&tree, breakage, &screen)?
+        } else {
+            Some(format!("RED OR MISSING, even unbroken: {}", red.join(", ")))
+        };
         let (tone, verdict) = match &problem {
             None => (Tone::Good, format!("turns red {}", breakage.turns_red.join(", "))),
             Some(problem) => (Tone::Bad, problem.clone()),
         };
         failed += usize::from(problem.is_some());
-        println!("{}: {} ({})", breakage.what, toned(tone, &verdict), seconds(begun.elapsed()));
+        let time = seconds(begun.elapsed());
+        screen.line(&format!("{}: {} ({time})", breakage.what, toned(tone, &verdict)));
+        screen.step();
     }
+    drop(screen);
     println!("{} passed, {failed} failed", breakages.len() - failed);
     Ok(failed == 0)
 }
@@ -112,91 +119,86 @@ fn load(project: &Project, filter: &str) -> Result<Vec<Breakage>, Error> {
     Ok(breakages)
 }
 
-/// What is wrong with the tests as they are; `None` when all are there and green. Breakages share tests:
-/// those that were seen green are not run again.
-fn unbroken<'b>(
-    tree: &Tree,
-    breakage: &'b Breakage,
-    known_green: &mut BTreeSet<[&'b str; 3]>,
-) -> Result<Option<String>, Error> {
-    let key = |name: &'b String| [breakage.package.as_str(), &breakage.target, name];
-    if breakage.turns_red.iter().all(|name| known_green.contains(&key(name))) {
-        return Ok(None);
-    }
-    Ok(match test(tree, breakage, "unbroken")? {
-        Tests::DoNotBuild(why) => Some(format!("DOES NOT BUILD, even unbroken: {why}")),
-        Tests::Ran { red, .. } if red.is_empty() => {
-            known_green.extend(breakage.turns_red.iter().map(key));
-            None
+/// The targets that run on this machine.
+fn host_targets(breakages: &[Breakage]) -> BTreeSet<&str> {
+    let targets = breakages.iter().map(|breakage| breakage.target.as_str());
+    targets.filter(|&target| target != board::TARGET).collect()
+}
+
+/// Builds all test programs without a breakage and returns the tests that are there and green; going back and
+/// forth would build everything twice.
+fn unbroken<'b>(tree: &Tree, breakages: &'b [Breakage]) -> Result<BTreeSet<Test<'b>>, Error> {
+    let begun = Instant::now();
+    let targets = host_targets(breakages);
+    let screen = Screen::spinner("building the tests, unbroken");
+    let programs = Programs::build(tree, &targets, |line| screen.now(&format!("unbroken: {line}")))?;
+    drop(screen);
+    println!("built the tests, unbroken ({})", seconds(begun.elapsed()));
+    let begun = Instant::now();
+    let tests = breakages.iter().flat_map(Breakage::tests).collect::<BTreeSet<_>>();
+    let screen = Screen::steps(tests.len());
+    let mut green = BTreeSet::new();
+    for &test in &tests {
+        let [.., name] = test;
+        screen.now(name);
+        if is_green(tree, &programs, test)? == Ok(true) {
+            green.insert(test);
         }
-        Tests::Ran { red, .. } => Some(format!("RED OR MISSING, even unbroken: {}", red.join(", "))),
-    })
+        screen.step();
+    }
+    screen.line(&format!(
+        "{} of {} tests are green, unbroken ({})",
+        green.len(),
+        tests.len(),
+        seconds(begun.elapsed())
+    ));
+    Ok(green)
 }
 
 /// What is wrong with a breakage; `None` when it turns its tests red.
-fn broken(tree: &Tree, breakage: &Breakage) -> Result<Option<String>, Error> {
+fn broken(tree: &Tree, breakage: &Breakage, screen: &Screen) -> Result<Option<String>, Error> {
     if let Err(why) = tree.patch(&breakage.patch, false)? {
         return Ok(Some(format!("THE PATCH DOES NOT APPLY: {why}")));
     }
-    let tests = test(tree, breakage, "broken");
+    let problem = stays_green(tree, breakage, screen);
     if let Err(why) = tree.patch(&breakage.patch, true)? {
         return Ok(Some(format!("THE PATCH CANNOT BE TAKEN BACK: {why}")));
     }
-    Ok(match tests? {
-        Tests::DoNotBuild(why) => Some(format!("DOES NOT BUILD with it: {why}")),
-        Tests::Ran { green, .. } if green.is_empty() => None,
-        Tests::Ran { green, .. } => Some(format!("STAYS GREEN: {}", green.join(", "))),
-    })
+    problem
 }
 
-/// What came of the tests of a breakage.
-enum Tests {
-    DoNotBuild(String),
-    Ran { green: Vec<String>, red: Vec<String> },
-}
-
-fn test(tree: &Tree, breakage: &Breakage, state: &str) -> Result<Tests, Error> {
-    if breakage.target == "board" {
-        let _screen = Screen::spinner(&format!("{}, {state}: building and testing", breakage.what));
-        return board::test(tree, breakage);
-    }
-    let screen = Screen::spinner(&format!("{}, {state}: building", breakage.what));
-    let what = format!("building {} of {}", breakage.target, breakage.package);
-    match project::build(&what, cargo_test(tree, breakage, &["--no-run"]), |line| screen.now(line.trim())) {
-        Ok(_) => {}
-        Err(Error::Build { output, .. }) => return Ok(Tests::DoNotBuild(first_error(&output))),
+/// The same, with the patch applied.
+fn stays_green(tree: &Tree, breakage: &Breakage, screen: &Screen) -> Result<Option<String>, Error> {
+    let targets = host_targets(slice::from_ref(breakage));
+    let live = |line: &str| screen.now(&format!("{}: {line}", breakage.what));
+    let programs = match Programs::build(tree, &targets, live) {
+        Ok(programs) => programs,
+        Err(Error::Build { output, .. }) => {
+            return Ok(Some(format!("DOES NOT BUILD with it: {}", first_error(&output))));
+        }
         Err(error) => return Err(error),
-    }
-    screen.now(&format!("{}, {state}: testing", breakage.what));
-    let (mut green, mut red) = (Vec::new(), Vec::new());
-    for name in &breakage.turns_red {
-        if is_green(tree, breakage, name)? { &mut green } else { &mut red }.push(name.clone());
-    }
-    Ok(Tests::Ran { green, red })
-}
-
-/// Runs one test; not every harness takes several exact names.
-fn is_green(tree: &Tree, breakage: &Breakage, name: &str) -> Result<bool, Error> {
-    let command = cargo_test(tree, breakage, &["--", "--test-threads=1", "--exact", name]);
-    let mut reader = Reader::new(Kind::Host, "");
-    let ran = child::run_within(command, Limit::Whole(DEADLINE), |line| {
-        reader.line(line);
-    })?;
-    let outcomes = reader.finish(&[name.to_owned()], &ran.to_string());
-    Ok(outcomes.iter().all(|outcome| outcome.verdict != Verdict::Failed))
-}
-
-fn cargo_test(tree: &Tree, breakage: &Breakage, more: &[&str]) -> Command {
-    let is_modelled = breakage.target.starts_with("loom_");
-    let mut command = if is_modelled { tree.cargo_for_models() } else { tree.cargo() };
-    command.args(["test", "--package", &breakage.package]);
-    match breakage.target.as_str() {
-        "lib" => command.arg("--lib"),
-        "bins" => command.arg("--bins"),
-        name => command.args(["--test", name]),
     };
-    command.args(more);
-    command
+    let mut green = Vec::new();
+    for test in breakage.tests() {
+        match is_green(tree, &programs, test)? {
+            Ok(true) => green.push(test[2]),
+            Ok(false) => {}
+            Err(why) => return Ok(Some(format!("DOES NOT RUN with it: {why}"))),
+        }
+    }
+    Ok((!green.is_empty()).then(|| format!("STAYS GREEN: {}", green.join(", "))))
+}
+
+/// Whether a test is there and green; the inner error says why it could not be run.
+fn is_green(tree: &Tree, programs: &Programs, test: Test<'_>) -> Result<Result<bool, String>, Error> {
+    let [package, target, name] = test;
+    if target == board::TARGET {
+        return board::is_green(tree, package, name);
+    }
+    match programs.of(package, target) {
+        Some(program) => programs::is_green(tree, program, name).map(Ok),
+        None => Ok(Err(format!("{target} of {package} is not built"))),
+    }
 }
 
 fn first_error(output: &str) -> String {

@@ -2,32 +2,33 @@
 
 use std::time::Duration;
 
-use super::{Breakage, Tests, Tree};
+use super::tree::Tree;
 use crate::{
     child::{self, Limit, Ran},
     error::Error,
 };
 
+/// Target of the breakages that a board shows; their package is the name of the board.
+pub(super) const TARGET: &str = "board";
 /// How long building an image and running one scenario may take.
 const DEADLINE: Duration = Duration::from_mins(10);
 /// Exit status of the runner when a test failed.
 const RED: i32 = 1;
 
-/// Runs the breakage's scenarios on its board; `package` is the board's name.
-pub(super) fn test(tree: &Tree, breakage: &Breakage) -> Result<Tests, Error> {
-    let (mut green, mut red) = (Vec::new(), Vec::new());
-    for name in &breakage.turns_red {
-        let mut command = tree.runner()?;
-        command.args(["test", "--board", &breakage.package, "--filter", name]);
-        let mut lines = Vec::new();
-        let ran = child::run_within(command, Limit::Whole(DEADLINE), |line| lines.push(line.to_owned()))?;
-        match ran {
-            Ran::Ended(status) if status.success() => green.push(name.clone()),
-            Ran::Ended(status) if status.code() != Some(RED) => {
-                return Ok(Tests::DoNotBuild(super::first_error(&lines.join("\n"))));
-            }
-            _ => red.push(name.clone()),
+/// Whether the scenario is green on the board; the inner error says why it could not be run.
+pub(super) fn is_green(tree: &Tree, board: &str, name: &str) -> Result<Result<bool, String>, Error> {
+    let mut command = tree.runner()?;
+    command.args(["test", "--board", board, "--filter", name]);
+    let mut lines = Vec::new();
+    let ran = child::run_within(command, Limit::Whole(DEADLINE), |line| lines.push(line.to_owned()))?;
+    Ok(match ran {
+        Ran::Ended(status) if status.success() => Ok(true),
+        // An image that does not build is no failed test.
+        Ran::Ended(status)
+            if status.code() != Some(RED) || lines.iter().any(|line| line.starts_with("error")) =>
+        {
+            Err(super::first_error(&lines.join("\n")))
         }
-    }
-    Ok(Tests::Ran { green, red })
+        _ => Ok(false),
+    })
 }

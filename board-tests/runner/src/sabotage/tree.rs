@@ -7,13 +7,44 @@ use std::{
     process::Command,
 };
 
-use crate::{child, error::Error, project::Project};
+use super::seed::seed;
+use crate::{child, error::Error, project::Project, test::artifact::Artifact};
+
+/// The copy's build folder, in that of the project.
+const BUILD: &str = "sabotage/build";
+
+/// The profile's folder in each build folder.
+const PROFILE: &str = "debug";
 
 /// The copy, and the build folder that all breakages share.
 pub(super) struct Tree {
     project: Project,
     folder: PathBuf,
     patches: PathBuf,
+}
+
+/// How a test program is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Soon compiled, slow to run: `profile.toml`.
+    Quick,
+    /// As for `cargo boards test`.
+    Optimised,
+    /// For the model checker of threads, in a build folder of its own. The checker is optimised; what it brings
+    /// along is not.
+    Modelled,
+}
+
+impl Way {
+    /// The way of a target of this name.
+    pub(super) fn of(target: &str) -> Self {
+        match target {
+            // It looks at millions of states.
+            "model" => Self::Optimised,
+            loom if loom.starts_with("loom_") => Self::Modelled,
+            _ => Self::Quick,
+        }
+    }
 }
 
 impl Tree {
@@ -26,20 +57,37 @@ impl Tree {
         for file in &files {
             copy_if_different(&project.root().join(file), &folder.join(file))?;
         }
+        let build = project.target().join(BUILD).join(PROFILE);
+        seed(&project.target().join(PROFILE), &build).map_err(Error::file(&build))?;
         let patches = project.root().join("board-tests/sabotage");
         Ok(Self { project: project.clone(), folder, patches })
     }
 
     /// Cargo, to be run in the copy.
-    pub(super) fn cargo(&self) -> Command {
-        self.cargo_into("sabotage/build")
+    pub(super) fn cargo(&self, way: Way) -> Command {
+        let mut command = self.project.cargo();
+        command.current_dir(&self.folder);
+        let build = if way == Way::Modelled { "sabotage/loom" } else { BUILD };
+        command.env("CARGO_TARGET_DIR", self.project.target().join(build));
+        match way {
+            Way::Quick => {
+                command.arg("--config").arg(self.patches.join("profile.toml"));
+            }
+            Way::Optimised => {}
+            Way::Modelled => {
+                command.env("RUSTFLAGS", "--cfg loom").env("CARGO_PROFILE_DEV_DEBUG", "false");
+                for package in ["loom", "generator"] {
+                    command.args(["--config", &format!("profile.dev.package.{package}.opt-level=3")]);
+                }
+            }
+        }
+        command
     }
 
-    /// The same for tests that run under the model checker. It has a build folder of its own, and wants
-    /// speed: unoptimised, it takes minutes.
-    pub(super) fn cargo_for_models(&self) -> Command {
-        let mut command = self.cargo_into("sabotage/loom");
-        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_PROFILE_DEV_OPT_LEVEL", "3");
+    /// Runs a test program of the copy. Some tests call cargo: they find the copy's build folder.
+    pub(super) fn program(&self, artifact: &Artifact) -> Command {
+        let mut command = artifact.command();
+        command.env("CARGO_TARGET_DIR", self.project.target().join(BUILD));
         command
     }
 
@@ -48,15 +96,8 @@ impl Tree {
         let program = std::env::current_exe().map_err(|why| Error::Project(why.to_string()))?;
         let mut command = Command::new(program);
         command.env("CARGO_MANIFEST_DIR", self.folder.join("board-tests/runner"));
-        command.env("CARGO_TARGET_DIR", self.project.target().join("sabotage/build"));
+        command.env("CARGO_TARGET_DIR", self.project.target().join(BUILD));
         Ok(command)
-    }
-
-    fn cargo_into(&self, build: &str) -> Command {
-        let mut command = self.project.cargo();
-        command.current_dir(&self.folder);
-        command.env("CARGO_TARGET_DIR", self.project.target().join(build));
-        command
     }
 
     /// Applies a patch, or takes it back; the inner error is git's message.

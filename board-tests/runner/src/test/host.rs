@@ -1,14 +1,9 @@
 //! Host tests and doc tests, built and run through cargo.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
-
-use serde::Deserialize;
+use std::{path::Path, time::Duration};
 
 use super::{
+    artifact::{Artifact, MESSAGES},
     libtest::{Reader, listed},
     outcome::{Kind, Outcome},
 };
@@ -29,33 +24,10 @@ const SILENCE: Duration = Duration::from_secs(300);
 pub(super) struct Program {
     /// What its tests' names begin with: `hal::`, or `hal/tests/gate::`.
     prefix: String,
-    path: PathBuf,
-    folder: PathBuf,
+    artifact: Artifact,
     names: Vec<String>,
     /// Whether a filter took some of its tests out.
     is_filtered: bool,
-}
-
-/// A line of cargo's build messages.
-#[derive(Deserialize)]
-struct Message {
-    reason: String,
-    #[serde(default)]
-    manifest_path: PathBuf,
-    target: Option<Target>,
-    profile: Option<Profile>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    kind: Vec<String>,
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Profile {
-    test: bool,
 }
 
 /// Builds all test programs and asks each for its tests.
@@ -63,7 +35,7 @@ pub(super) fn programs(project: &Project) -> Result<Vec<Program>, Error> {
     let what = "building the host tests";
     let screen = Screen::spinner(what);
     let mut command = project.cargo();
-    command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
+    command.args(MESSAGES);
     let lines = project::build(what, command, |line| {
         if !line.starts_with('{') {
             screen.now(&format!("{what}: {}", line.trim()));
@@ -71,8 +43,8 @@ pub(super) fn programs(project: &Project) -> Result<Vec<Program>, Error> {
     })?;
     let mut programs = Vec::new();
     for line in &lines {
-        if let Some(mut program) = program(project.root(), line) {
-            let mut command = program.command();
+        if let Some(mut program) = Artifact::announced(line).and_then(|it| program(project.root(), it)) {
+            let mut command = program.artifact.command();
             command.args(["--list", "--format", "terse"]);
             program.names = listed(&project::build("listing the host tests", command, |_| {})?);
             programs.push(program);
@@ -81,31 +53,18 @@ pub(super) fn programs(project: &Project) -> Result<Vec<Program>, Error> {
     Ok(programs)
 }
 
-/// The test program that this build message announces.
-fn program(root: &Path, line: &str) -> Option<Program> {
-    let message: Message = serde_json::from_str(line).ok()?;
-    if message.reason != "compiler-artifact" || !message.profile?.test {
-        return None;
-    }
-    let (path, target) = (message.executable?, message.target?);
-    let folder = message.manifest_path.parent()?.to_owned();
-    let package = folder.strip_prefix(root).ok()?.display().to_string();
-    let kind = target.kind.first()?.as_str();
-    let prefix = match kind {
-        "test" => format!("{package}/tests/{}::", target.name),
-        "example" | "bench" => format!("{package}/{kind}s/{}::", target.name),
+/// The program with the name it has here, without its tests.
+fn program(root: &Path, artifact: Artifact) -> Option<Program> {
+    let package = artifact.folder.strip_prefix(root).ok()?.display();
+    let prefix = match artifact.kind.as_str() {
+        "test" => format!("{package}/tests/{}::", artifact.target),
+        kind @ ("example" | "bench") => format!("{package}/{kind}s/{}::", artifact.target),
         _ => format!("{package}::"),
     };
-    Some(Program { prefix, path, folder, names: Vec::new(), is_filtered: false })
+    Some(Program { prefix, artifact, names: Vec::new(), is_filtered: false })
 }
 
 impl Program {
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
-        command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
-        command
-    }
-
     /// Full names of its tests.
     pub(super) fn full_names(&self) -> impl Iterator<Item = String> {
         self.names.iter().map(|name| format!("{}{name}", self.prefix))
@@ -138,7 +97,7 @@ impl Program {
         expected: &[String],
         mut done: impl FnMut(&Outcome),
     ) -> Result<Vec<Outcome>, Error> {
-        let mut command = self.command();
+        let mut command = self.artifact.command();
         command.arg("--test-threads=1").args(arguments);
         let mut reader = Reader::new(Kind::Host, &self.prefix);
         let ran = child::run_within(command, Limit::Silence(SILENCE), |line| {
@@ -186,27 +145,23 @@ pub(super) fn run_docs(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test::artifact::tests::message;
 
-    fn artifact(kind: &str, test: bool) -> String {
-        format!(
-            r#"{{"reason":"compiler-artifact","package_id":"x","manifest_path":"/r/hal/Cargo.toml",
-            "target":{{"kind":["{kind}"],"name":"gate"}},"profile":{{"test":{test}}},"executable":"/r/t/gate-1"}}"#
-        )
+    fn hal(kind: &str) -> Program {
+        program(Path::new("/r"), Artifact::announced(&message(kind, true)).unwrap()).unwrap()
     }
 
     #[test]
     fn programs_are_named_by_where_they_lie() {
-        let prefix = |kind| program(Path::new("/r"), &artifact(kind, true)).unwrap().prefix;
+        let prefix = |kind| hal(kind).prefix;
         assert_eq!(prefix("test"), "hal/tests/gate::");
         assert_eq!(prefix("lib"), "hal::");
         assert_eq!(prefix("example"), "hal/examples/gate::");
-        assert!(program(Path::new("/r"), &artifact("bin", false)).is_none());
-        assert!(program(Path::new("/r"), "   Compiling x").is_none());
     }
 
     #[test]
     fn a_filter_looks_at_full_names() {
-        let mut program = program(Path::new("/r"), &artifact("test", true)).unwrap();
+        let mut program = hal("test");
         program.names = ["h05_a", "h06_b"].map(String::from).into();
         program.retain(|name| name.contains("gate::h05"));
         assert_eq!(program.full_names().collect::<Vec<_>>(), ["hal/tests/gate::h05_a"]);

@@ -1,5 +1,6 @@
 //! `cargo boards test`: host tests, doc tests and every board scenario, each with its name, time and verdict.
 
+pub(crate) mod artifact;
 mod host;
 pub(crate) mod libtest;
 pub(crate) mod outcome;
