@@ -94,7 +94,7 @@ fn h03_a_region_without_a_page_to_hand_out_is_refused() {
 
 #[test]
 fn h03_two_cpus_never_get_the_same_page() {
-    let mut memory = memory(513);
+    let mut memory = memory(if cfg!(miri) { 130 } else { 513 });
     let pool = PagePool::new(donate(&mut memory)).expect("a region");
     let barrier = Barrier::new(2);
     let take = || {

@@ -59,7 +59,6 @@ impl VtdContext {
         &self.tables
     }
 
-    #[inline]
     pub(crate) fn verdict(&self) -> Verdict {
         if self.tables.is_coherent() {
             return Verdict::Coherent;
