@@ -35,7 +35,9 @@ pub(super) fn revoked<P: TwoVcpus>(port: &mut P) -> Result<(), Failure> {
         ensure(within.is_some(), "the hypervisor could not revoke a device while guests called")?;
         Ok(within)
     })?;
-    guest.port.emit(&Event::Step { text: "the revoked device reaches nothing, the other one what is mapped" });
+    guest
+        .port
+        .emit(&Event::Step { text: "the revoked device reaches nothing, the other one what is mapped" });
     reaches(&mut guest, DEVICE, Reach::NOTHING)?;
     reaches(&mut guest, 0, Reach::ALL)?;
     guest.port.check()
@@ -95,15 +97,14 @@ fn rounds<P: TwoVcpus>(
             return Ok(());
         }
     }
-    Err(failure("no calls of both virtual CPUs were under way meanwhile, or the hypervisor did its part too seldom"))
+    Err(failure(
+        "no calls of both virtual CPUs were under way meanwhile, or the hypervisor did its part too seldom",
+    ))
 }
 
 /// Both virtual CPUs call, and the hypervisor does `control`; how many calls of each were under way during that. `None`
 /// when it was refused.
-fn during<P: TwoVcpus>(
-    guest: &mut Guest<'_, P>,
-    control: Control,
-) -> Result<Option<[u64; VCPUS]>, Failure> {
+fn during<P: TwoVcpus>(guest: &mut Guest<'_, P>, control: Control) -> Result<Option<[u64; VCPUS]>, Failure> {
     guest.set_bench()?;
     let status = guest.put(APART, guest.plain(PAGE, BOTH));
     guest.commits(status)?;

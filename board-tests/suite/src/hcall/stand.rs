@@ -1,6 +1,6 @@
 //! What a hypervisor does for the guest of the rules: windows, registered memory, devices behind windows.
 
-use core::{num::NonZeroU32, time::Duration};
+use core::{hint::spin_loop, num::NonZeroU32, time::Duration};
 
 use heapless::Vec;
 use portcullis_hal::{
@@ -232,15 +232,18 @@ impl<
             None => self.iommu.claim(VM, device.group)?,
         };
         let context = self.iommu.create_context(VM, &spec)?;
-        let quiesced = self.ground.quiesce(&claim)?;
-        claim.attach(context, quiesced)?;
+        let quiesced = self.ground.quiesce(&claim);
+        let attached = quiesced.and_then(|quiesced| claim.attach(context, quiesced));
         let clock = self.ground.clock();
         let patience = Patience { clock: &clock, limit: self.ground.limit() };
-        let connected = self.calls.connect(&mut self.seat, &claim, VM, Liobn(liobn as u32), patience);
+        let connected = attached
+            .map_err(HcallError::from)
+            .and_then(|()| self.calls.connect(&mut self.seat, &claim, VM, Liobn(liobn as u32), patience));
         if connected.is_err() {
             claim.detach()?;
-            self.iommu.destroy_context(context)?;
+            self.destroy(context)?;
         }
+        let device = self.devices.get_mut(number).ok_or(HcallError::NotConnected)?;
         device.claim = Some(claim);
         let window = self.layout.windows().into_iter().find(|window| window.liobn == liobn);
         device.behind = connected.ok().and(window).map(|window| (window, context));
@@ -255,7 +258,19 @@ impl<
         let liobn = Liobn(window.liobn as u32);
         let left = self.calls.disconnect(&mut self.seat, VM, liobn, context, patience);
         let detached = device.claim.as_mut().map(Claim::detach);
-        left.is_ok() && detached == Some(Ok(())) && self.iommu.destroy_context(context).is_ok()
+        left.is_ok() && detached == Some(Ok(())) && self.destroy(context).is_ok()
+    }
+
+    /// Ends a context, in which no call may be at that moment.
+    fn destroy(&self, context: ContextHandle) -> Result<(), Error> {
+        let clock = self.ground.clock();
+        let begun = clock.now();
+        loop {
+            match self.iommu.destroy_context(context) {
+                Err(Error::Busy) if clock.now().saturating_sub(begun) < self.ground.limit() => spin_loop(),
+                ended => return ended,
+            }
+        }
     }
 
     fn revoke(&mut self, number: usize) -> bool {

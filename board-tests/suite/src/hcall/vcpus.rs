@@ -11,7 +11,7 @@ use crate::{Event, Failure};
 /// A port whose virtual CPUs run on two CPUs at once, beside the hypervisor's.
 pub trait TwoVcpus: GuestPort {
     /// Both virtual CPUs make the calls of `meeting`. What is to be done meanwhile, the hypervisor does on a third CPU
-    /// when both have been calling for a while.
+    /// when both have been calling for a while; what is refused, it tries again while they call.
     ///
     /// # Errors
     /// A virtual CPU did not come to its end in time.
@@ -66,6 +66,23 @@ impl Span {
     #[must_use]
     pub const fn meets(self, other: Self) -> bool {
         self.begun < other.ended && other.begun < self.ended
+    }
+}
+
+impl Meanwhile {
+    /// Tries something, while `more` permits another try, until it is done; `now` is the clock. A device that comes to
+    /// a window where guests call may find some entry contended, and then comes again.
+    pub fn attempt(
+        now: impl Fn() -> u64,
+        mut attempt: impl FnMut() -> bool,
+        mut more: impl FnMut() -> bool,
+    ) -> Self {
+        loop {
+            let (begun, done) = (now(), attempt());
+            if done || !more() {
+                return Self { span: Span { begun, ended: now() }, done };
+            }
+        }
     }
 }
 
@@ -166,7 +183,10 @@ fn owned_entries<P: GuestPort>(port: &mut P) -> Result<(), Failure> {
         let writer = if vcpu == 0 && place(last) == number { last } else { number as usize };
         let ioba = layout.main().ioba(own_entry(vcpu) + number);
         let found = port.call(Call::get(layout.main().liobn, ioba)).value;
-        ensure(found == tce(layout, vcpu, writer), "an entry of one virtual CPU is not what that made of it")?;
+        ensure(
+            found == tce(layout, vcpu, writer),
+            "an entry of one virtual CPU is not what that made of it",
+        )?;
     }
     Ok(())
 }

@@ -16,12 +16,10 @@ use host::HostPort;
 use libtest_mimic::{Arguments, Failed, Trial};
 use model::{BREAKAGES, Breakage, Model};
 use portcullis_fake::phb::PhbKind;
-use portcullis_suite::{
-    hcall::{
-        GuestPort, Layout, Oracle, RULES, Rule,
-        hostile::{Mismatch, Plan, run_hostile},
-        run_rule, scenario,
-    },
+use portcullis_suite::hcall::{
+    GuestPort, Layout, Oracle, RULES, Rule,
+    hostile::{Mismatch, Plan, run_hostile},
+    run_rule, scenario,
 };
 
 /// Where windows begin: where nothing is below them, and where something is.

@@ -57,13 +57,12 @@ impl Watch {
     }
 
     /// Does it when both have been calling for a while.
-    fn meanwhile(&self, port: &mut HostPort, control: Control) -> Meanwhile {
-        while self.made.load(Ordering::Relaxed) < WHILE {
+    fn meanwhile(&self, port: &mut HostPort, control: Control, calls: usize) -> Meanwhile {
+        let made = || self.made.load(Ordering::Relaxed);
+        while made() < WHILE {
             thread::yield_now();
         }
-        let begun = self.now();
-        let done = port.control(control);
-        Meanwhile { span: Span { begun, ended: self.now() }, done }
+        Meanwhile::attempt(|| self.now(), || port.control(control), || made() < calls)
     }
 }
 
@@ -74,8 +73,9 @@ impl TwoVcpus for HostPort {
         let (watch, first, contender) = (&watch, self.first.clone(), self.contender.clone());
         let (one, other, meanwhile) = thread::scope(|scope| {
             let one = scope.spawn(|| watch.work(&mut first.lock().expect("it is free"), 0, meeting));
-            let other = scope.spawn(|| watch.work(&mut contender.lock().expect("it is free").cpu, 1, meeting));
-            let meanwhile = meanwhile.map(|control| watch.meanwhile(self, control));
+            let other =
+                scope.spawn(|| watch.work(&mut contender.lock().expect("it is free").cpu, 1, meeting));
+            let meanwhile = meanwhile.map(|control| watch.meanwhile(self, control, meeting.calls));
             (one.join().expect("a virtual CPU"), other.join().expect("a virtual CPU"), meanwhile)
         });
         self.outcomes = [one, other];
