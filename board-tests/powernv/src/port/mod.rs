@@ -28,7 +28,7 @@ use portcullis_suite::{
     },
 };
 
-use self::ground::OnBoard;
+use self::{ground::OnBoard, vcpus::Stops};
 use crate::{
     board::{Driver, PowerNv},
     hypervisor::Guests,
@@ -61,8 +61,8 @@ pub(crate) struct BoardPort<'s, 'a, 'b> {
     finished: Finished,
     /// The registers of device 0, once the guest has it in its own hands.
     lent: Option<Lent>,
-    /// Calls between two meetings of the vCPUs.
-    met_every: usize,
+    /// Where the vCPUs waited when they called at once.
+    stops: Stops,
 }
 
 /// The call as an operation of a script.
@@ -100,7 +100,7 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
             answer: None,
             finished: Finished::default(),
             lent: None,
-            met_every: 1,
+            stops: Stops::NONE,
         })
     }
 

@@ -27,11 +27,14 @@ const CPUS: [usize; VCPUS] = [SECOND, THIRD];
 /// Guest address where they say that they have come, each in a cache line of its own.
 const MEETING_PLACE: u64 = LAYOUT.memory + MEMORY_BYTES;
 const LINE: u64 = 128;
-/// Two seconds.
-const MEETING_TICKS: u64 = 2 * 512_000_000;
-/// Calls after which a vCPU has been calling for a while, and after which it is too late.
-const WHILE: usize = 60;
-const LATE: usize = 500;
+/// Where the hypervisor says how far it is with what it does meanwhile.
+const HYPERVISOR: u64 = MEETING_PLACE + VCPUS as u64 * LINE;
+/// Where nobody looks.
+const NOBODY: u64 = HYPERVISOR + LINE;
+const BEGUN: u64 = 1;
+const ENDED: u64 = 2;
+/// Five seconds: a machine that is busy lets a CPU stand still for long.
+const MEETING_TICKS: u64 = 5 * 512_000_000;
 
 /// Now, in ticks of the time base.
 fn now() -> u64 {
@@ -40,47 +43,75 @@ fn now() -> u64 {
     (nanoseconds * 64).div_ceil(125)
 }
 
-/// Place of a call in its vCPU's script.
-const fn place(every: usize, number: usize) -> usize {
-    number + number / every + 1
+/// Where a vCPU waits between its calls.
+#[derive(Clone, Copy)]
+pub(super) struct Stops {
+    /// For the other one: before each so many calls.
+    every: usize,
+    /// For the hypervisor to begin and to end: before these calls.
+    held: Option<[usize; 2]>,
 }
 
-/// Meetings, and calls in between.
-fn script<'w>(meeting: &'w Meeting<'w>, vcpu: usize) -> impl Iterator<Item = Op> + 'w {
-    (0..meeting.calls).flat_map(move |number| {
-        let met = number.is_multiple_of(meeting.every).then(|| meet(vcpu, number / meeting.every));
-        met.into_iter().chain([operation((meeting.work)(vcpu, number))])
-    })
-}
+impl Stops {
+    /// No stop.
+    pub(super) const NONE: Self = Self { every: usize::MAX, held: None };
 
-const fn meet(vcpu: usize, before: usize) -> Op {
-    let (own, other) = (MEETING_PLACE + vcpu as u64 * LINE, MEETING_PLACE + (1 - vcpu as u64) * LINE);
-    Op::Meet { own, other, value: before as u64 + 1, ticks: MEETING_TICKS }
-}
+    /// Place of a call in its vCPU's script.
+    fn place(self, number: usize) -> usize {
+        let held = self.held.map_or(0, |held| held.iter().filter(|stop| **stop <= number).count());
+        number + number / self.every + 1 + held
+    }
 
-/// Whether each vCPU has made so many calls.
-fn have_made(guest: Guest, meeting: &Meeting<'_>, calls: usize) -> bool {
-    let made = |cpu| guest.outcome(cpu, place(meeting.every, calls)).is_some_and(|record| record.after > 0);
-    CPUS.into_iter().all(made)
+    /// What a vCPU waits for before a call.
+    fn before(self, vcpu: usize, number: usize) -> impl Iterator<Item = Op> {
+        let place = |vcpu: usize| MEETING_PLACE + vcpu as u64 * LINE;
+        let wait = |own, other, value| Op::Meet { own, other, value, ticks: MEETING_TICKS };
+        let (every, [begin, end]) = (self.every, self.held.unwrap_or([usize::MAX; 2]));
+        let other = number
+            .is_multiple_of(every)
+            .then(|| wait(place(vcpu), place(1 - vcpu), (number / every) as u64 + 1));
+        let begun = (number == begin).then(|| wait(NOBODY, HYPERVISOR, BEGUN));
+        let ended = (number == end).then(|| wait(NOBODY, HYPERVISOR, ENDED));
+        other.into_iter().chain(begun).chain(ended)
+    }
+
+    /// Meetings, and calls in between.
+    fn script<'w>(self, meeting: &'w Meeting<'w>, vcpu: usize) -> impl Iterator<Item = Op> + 'w {
+        (0..meeting.calls).flat_map(move |number| {
+            self.before(vcpu, number).chain([operation((meeting.work)(vcpu, number))])
+        })
+    }
+
+    /// Whether each vCPU has made this call.
+    fn have_made(self, guest: Guest, number: usize) -> bool {
+        let place = self.place(number);
+        CPUS.into_iter().all(|cpu| guest.outcome(cpu, place).is_some_and(|record| record.after > 0))
+    }
 }
 
 impl BoardPort<'_, '_, '_> {
-    /// Does it when both vCPUs have been calling for a while.
+    /// Does it when both vCPUs wait for it.
     fn meanwhile(&mut self, meeting: &Meeting<'_>, control: Control) -> Meanwhile {
-        let begun = TimeBaseClock.now();
-        while !have_made(self.guest, meeting, WHILE) && TimeBaseClock.now().saturating_sub(begun) < LIMIT {
+        let (guest, stops) = (self.guest, self.stops);
+        let (begun, last) = (TimeBaseClock.now(), meeting.begin().saturating_sub(1));
+        while !stops.have_made(guest, last) && TimeBaseClock.now().saturating_sub(begun) < LIMIT {
             spin_loop();
         }
-        let guest = self.guest;
-        Meanwhile::attempt(now, || self.control(control), || !have_made(guest, meeting, LATE))
+        let tell = |progress| guest.memory().write(HYPERVISOR, progress);
+        let _ = tell(BEGUN);
+        let more = || !stops.have_made(guest, meeting.end().saturating_sub(1));
+        let meanwhile = Meanwhile::attempt(now, || self.control(control), more);
+        let _ = tell(ENDED);
+        meanwhile
     }
 
-    /// Whether both came to all meetings.
+    /// Whether both vCPUs came to all meetings: what is no call is one.
     fn have_met(&self, meeting: &Meeting<'_>) -> Result<(), Failure> {
-        for number in (0..meeting.calls).step_by(meeting.every) {
+        let call = operation((meeting.work)(0, 0)).record().op;
+        for index in 0..self.stops.place(meeting.calls) {
             for cpu in CPUS {
-                let came = self.outcome(cpu, place(meeting.every, number) - 1)?;
-                ensure(came.status == 0, "a vCPU did not come to a meeting")?;
+                let record = self.outcome(cpu, index)?;
+                ensure(record.op == call || record.status == 0, "a vCPU did not come to a meeting")?;
             }
         }
         Ok(())
@@ -89,13 +120,16 @@ impl BoardPort<'_, '_, '_> {
 
 impl TwoVcpus for BoardPort<'_, '_, '_> {
     fn both(&mut self, meeting: &Meeting<'_>, meanwhile: Option<Control>) -> Result<Meanwhile, Failure> {
-        (0..VCPUS as u64).for_each(|vcpu| self.write(MEETING_PLACE + vcpu * LINE, 0));
+        (0..=VCPUS as u64).for_each(|place| self.write(MEETING_PLACE + place * LINE, 0));
+        let held = meanwhile.map(|_| [meeting.begin(), meeting.end()]);
+        let stops = Stops { every: meeting.every, held };
+        self.stops = stops;
         for cpu in CPUS {
             present(secondary::start(cpu, || self.machine.start_cpu(cpu)))?;
         }
         let (guest, before) = (self.guest, CPUS.map(done_in_real_mode));
-        let one = stopped(guest.load(SECOND, script(meeting, 0)))?;
-        let other = stopped(guest.load(THIRD, script(meeting, 1)))?;
+        let one = stopped(guest.load(SECOND, stops.script(meeting, 0)))?;
+        let other = stopped(guest.load(THIRD, stops.script(meeting, 1)))?;
         let full = server::full_context;
         let ran = secondary::run_beside(SECOND, guest, one, full, LIMIT, || {
             secondary::run_beside(THIRD, guest, other, full, LIMIT, || {
@@ -107,7 +141,6 @@ impl TwoVcpus for BoardPort<'_, '_, '_> {
         stopped(one)?;
         stopped(other)?;
         self.have_met(meeting)?;
-        self.met_every = meeting.every;
         let real: u64 =
             CPUS.into_iter().zip(before).map(|(cpu, before)| done_in_real_mode(cpu) - before).sum();
         self.finished.real += real;
@@ -116,7 +149,7 @@ impl TwoVcpus for BoardPort<'_, '_, '_> {
     }
 
     fn made(&self, vcpu: usize, number: usize) -> Option<Made> {
-        let record = self.guest.outcome(*CPUS.get(vcpu)?, place(self.met_every, number))?;
+        let record = self.guest.outcome(*CPUS.get(vcpu)?, self.stops.place(number))?;
         let [opcode, a, b, c, d, ..] = record.arguments;
         Some(Made {
             call: Call { opcode, arguments: [a, b, c, d] },

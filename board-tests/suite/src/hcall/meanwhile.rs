@@ -13,7 +13,7 @@ use crate::{Event, Failure};
 /// The device that comes and goes; the other one stays.
 const DEVICE: usize = 1;
 /// How often it does.
-const TIMES: u64 = 8;
+const TIMES: u64 = 4;
 /// A machine that is busy may run one CPU at a time for a while.
 const ATTEMPTS: u64 = 100;
 /// Calls of each virtual CPU, and the entries that each keeps changing.
@@ -60,8 +60,8 @@ pub(super) fn connected<P: TwoVcpus>(port: &mut P) -> Result<(), Failure> {
         reaches(guest, DEVICE, Reach::ALL)?;
         let went = during(guest, Control::Disconnect { device: DEVICE })?;
         let went = went.ok_or(failure("the hypervisor could not take a device away while guests called"))?;
-        let ([one, other], [its_one, its_other]) = (came, went);
-        Ok(Some([one.min(its_one), other.min(its_other)]))
+        let ([one, other], [one_more, other_more]) = (came, went);
+        Ok(Some([one + one_more, other + other_more]))
     })?;
     reaches(&mut guest, DEVICE, Reach::NOTHING)
 }
@@ -75,30 +75,29 @@ fn reaches<P: GuestPort>(guest: &mut Guest<'_, P>, device: usize, reach: Reach) 
     guest.reaches(guest.ioba(APART), guest.plain(PAGE, 0), reach)
 }
 
-/// Repeats `round` until it succeeded often enough, and calls of both virtual CPUs were under way during it.
+/// Repeats `round` until it succeeded often enough, and calls of each virtual CPU were under way during it. Not of both at
+/// the same time: a host with two CPUs lets one of three stand still.
 fn rounds<P: TwoVcpus>(
     guest: &mut Guest<'_, P>,
     round: impl Fn(&mut Guest<'_, P>) -> Result<Option<[u64; VCPUS]>, Failure>,
 ) -> Result<(), Failure> {
-    let (mut times, mut calls, mut together) = (0, 0, 0);
+    let (mut times, mut together, [mut ones, mut others]) = (0, 0, [0; VCPUS]);
     for _ in 0..ATTEMPTS {
         if let Some([one, other]) = round(guest)? {
             times += 1;
-            calls += one + other;
             together += u64::from(one > 0 && other > 0);
+            (ones, others) = (ones + one, others + other);
         }
-        if times >= TIMES && together > 0 {
-            tell(guest.port, "that were under way meanwhile", calls);
-            guest.port.emit(&Event::Measured {
-                what: "of the times, calls of both virtual CPUs were",
-                value: together,
-                unit: "times",
-            });
+        if times >= TIMES && ones > 0 && others > 0 {
+            tell(guest.port, "of the first virtual CPU that were under way meanwhile", ones);
+            tell(guest.port, "of the second one", others);
+            let what = "and of both during the same";
+            guest.port.emit(&Event::Measured { what, value: together, unit: "times" });
             return Ok(());
         }
     }
     Err(failure(
-        "no calls of both virtual CPUs were under way meanwhile, or the hypervisor did its part too seldom",
+        "no call of a virtual CPU was under way meanwhile, or the hypervisor did its part too seldom",
     ))
 }
 
@@ -133,16 +132,14 @@ const fn a_call(layout: Layout, list: u64, vcpu: usize, number: u64) -> Call {
     }
 }
 
-/// Each call was done, or came to H_BUSY while the hypervisor was at it; how many were under way during that, if the
-/// virtual CPU went on calling afterwards: otherwise the hypervisor may have waited for the last call.
+/// Each call was done, or came to H_BUSY while the hypervisor was at it; how many were under way during that.
 fn within<P: TwoVcpus>(port: &P, vcpu: usize, deed: Span) -> Result<u64, Failure> {
-    let (mut within, mut later) = (0, false);
+    let mut within = 0;
     for number in 0..CALLS {
         let call = made(port, vcpu, number)?;
         let (status, met) = (call.answer.status, call.span.meets(deed));
         ensure(status == SUCCESS || status == BUSY && met, "a call came to another status")?;
         within += u64::from(met);
-        later |= deed.ended < call.span.begun;
     }
-    Ok(if later { within } else { 0 })
+    Ok(within)
 }

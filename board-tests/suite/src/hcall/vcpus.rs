@@ -11,7 +11,7 @@ use crate::{Event, Failure};
 /// A port whose virtual CPUs run on two CPUs at once, beside the hypervisor's.
 pub trait TwoVcpus: GuestPort {
     /// Both virtual CPUs make the calls of `meeting`. What is to be done meanwhile, the hypervisor does on a third CPU
-    /// when both have been calling for a while; what is refused, it tries again while they call.
+    /// from the moment on when both are at call [`Meeting::begin`]; what is refused, it tries again while they call.
     ///
     /// # Errors
     /// A virtual CPU did not come to its end in time.
@@ -30,6 +30,20 @@ pub struct Meeting<'w> {
     pub every: usize,
     /// What a virtual CPU calls as its call of this number.
     pub work: &'w (dyn Fn(usize, usize) -> Call + Sync),
+}
+
+impl Meeting<'_> {
+    /// Before this call a virtual CPU waits until what is to be done meanwhile begins.
+    #[must_use]
+    pub const fn begin(&self) -> usize {
+        self.calls / 10
+    }
+
+    /// Before this one until it is over, so that calls come after it, however long it took.
+    #[must_use]
+    pub const fn end(&self) -> usize {
+        self.calls - self.begin()
+    }
 }
 
 /// What a virtual CPU called, what that came to, and when.

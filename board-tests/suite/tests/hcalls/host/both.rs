@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Barrier,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -19,15 +19,15 @@ use portcullis_suite::{
 
 use super::{HostPort, cpu::Cpu};
 
-/// Calls of both after which they have been calling for a while.
-const WHILE: usize = 100;
-
 /// What both threads know of each other.
 struct Watch {
     meeting: Barrier,
     /// A clock: each look at it is a moment of its own.
     now: AtomicU64,
     made: AtomicUsize,
+    /// Whether what is done meanwhile, if anything, has begun and ended.
+    begun: AtomicBool,
+    ended: AtomicBool,
     /// The hardware tables' memory: at some uses of it a thread lets the other one go first.
     tables: WatchedMemory,
 }
@@ -44,6 +44,11 @@ impl Watch {
                 if number.is_multiple_of(meeting.every) {
                     self.meeting.wait();
                 }
+                if number == meeting.begin() {
+                    wait_for(|| self.begun.load(Ordering::Acquire));
+                } else if number == meeting.end() {
+                    wait_for(|| self.ended.load(Ordering::Acquire));
+                }
                 let nth = self.made.fetch_add(1, Ordering::Relaxed) as u64;
                 // Not at each call: on a busy machine it takes long until the thread goes on.
                 if nth.is_multiple_of(12) {
@@ -56,26 +61,36 @@ impl Watch {
             .collect()
     }
 
-    /// Does it when both have been calling for a while.
-    fn meanwhile(&self, port: &mut HostPort, control: Control, calls: usize) -> Meanwhile {
+    /// Does it when both wait for it.
+    fn meanwhile(&self, port: &mut HostPort, control: Control, meeting: &Meeting<'_>) -> Meanwhile {
         let made = || self.made.load(Ordering::Relaxed);
-        while made() < WHILE {
-            thread::yield_now();
-        }
-        Meanwhile::attempt(|| self.now(), || port.control(control), || made() < calls)
+        wait_for(|| made() == VCPUS * meeting.begin());
+        self.begun.store(true, Ordering::Release);
+        let more = || made() < VCPUS * meeting.end();
+        let meanwhile = Meanwhile::attempt(|| self.now(), || port.control(control), more);
+        self.ended.store(true, Ordering::Release);
+        meanwhile
+    }
+}
+
+fn wait_for(come: impl Fn() -> bool) {
+    while !come() {
+        thread::yield_now();
     }
 }
 
 impl TwoVcpus for HostPort {
     fn both(&mut self, meeting: &Meeting<'_>, meanwhile: Option<Control>) -> Result<Meanwhile, Failure> {
         let (meeting_place, tables) = (Barrier::new(VCPUS), self.made.tables.clone());
-        let watch = Watch { meeting: meeting_place, now: 0.into(), made: 0.into(), tables };
+        let alone = || AtomicBool::new(meanwhile.is_none());
+        let (begun, ended) = (alone(), alone());
+        let watch = Watch { meeting: meeting_place, now: 0.into(), made: 0.into(), begun, ended, tables };
         let (watch, first, contender) = (&watch, self.first.clone(), self.contender.clone());
         let (one, other, meanwhile) = thread::scope(|scope| {
             let one = scope.spawn(|| watch.work(&mut first.lock().expect("it is free"), 0, meeting));
             let other =
                 scope.spawn(|| watch.work(&mut contender.lock().expect("it is free").cpu, 1, meeting));
-            let meanwhile = meanwhile.map(|control| watch.meanwhile(self, control, meeting.calls));
+            let meanwhile = meanwhile.map(|control| watch.meanwhile(self, control, meeting));
             (one.join().expect("a virtual CPU"), other.join().expect("a virtual CPU"), meanwhile)
         });
         self.outcomes = [one, other];
