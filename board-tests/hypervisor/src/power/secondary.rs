@@ -51,17 +51,19 @@ struct Desk {
 unsafe impl Sync for Desk {}
 
 impl Desk {
-    const NEW: Self = Self {
-        state: AtomicU32::new(ABSENT),
-        order: UnsafeCell::new(None),
-        ended: UnsafeCell::new(Ok(())),
-        vector: AtomicU64::new(0),
-        pc: AtomicU64::new(0),
-    };
+    const fn absent() -> Self {
+        Self {
+            state: AtomicU32::new(ABSENT),
+            order: UnsafeCell::new(None),
+            ended: UnsafeCell::new(Ok(())),
+            vector: AtomicU64::new(0),
+            pc: AtomicU64::new(0),
+        }
+    }
 
     /// The desk of a CPU; the first one, which gives the orders, has one that nobody uses.
     fn of(cpu: usize) -> Result<&'static Self, Lost> {
-        static DESKS: [Desk; CPUS] = [const { Desk::NEW }; CPUS];
+        static DESKS: [Desk; CPUS] = [const { Desk::absent() }; CPUS];
         DESKS.get(cpu).ok_or(Lost::Silent)
     }
 }

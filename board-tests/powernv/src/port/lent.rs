@@ -1,27 +1,14 @@
 //! A guest that has a device in its own hands: what it writes, reads and has copied, it does by its own instructions in
 //! HV = 0.
 
+use portcullis_hal::{Iova, RegisterIo, arch::powerpc64::TimeBaseClock};
 use portcullis_hypervisor::power::{
     registers::Lent,
-    scenario::fail,
     script::{Op, Width},
 };
-use portcullis_suite::Failure;
+use portcullis_suite::{DmaDevice, Failure, edu::Edu};
 
-use super::BoardPort;
-
-/// edu's registers, and what they take (QEMU, `docs/specs/edu`).
-const DMA_SOURCE: u64 = 0x80;
-const DMA_DESTINATION: u64 = 0x88;
-const DMA_COUNT: u64 = 0x90;
-const DMA_COMMAND: u64 = 0x98;
-const COMMAND_START: u64 = 1;
-const COMMAND_TO_MEMORY: u64 = 2;
-const BUFFER: u64 = 0x4_0000;
-/// 20 ms of the time base: edu takes 100 ms for a transfer.
-const PAUSE_TICKS: u64 = 20 * 512_000;
-/// So many pauses, and the device counts as lost.
-const PAUSES: usize = 250;
+use super::{BoardPort, WORD};
 
 impl BoardPort<'_, '_, '_> {
     /// The guest loads a big-endian word.
@@ -36,26 +23,55 @@ impl BoardPort<'_, '_, '_> {
     }
 
     /// The guest has its device fetch a word and deliver it.
-    pub(super) fn copy_by_guest(&self, lent: Lent, from: u64, to: u64) -> Result<(), Failure> {
-        self.transfer(lent, from, BUFFER, 0)?;
-        self.transfer(lent, BUFFER, to, COMMAND_TO_MEMORY)
+    pub(super) fn copy_by_guest(
+        &self,
+        lent: Lent,
+        device: &dyn DmaDevice,
+        from: u64,
+        to: u64,
+    ) -> Result<(), Failure> {
+        let edu = Edu::new(device.id(), Registers { port: self, lent }, TimeBaseClock);
+        edu.read_memory(Iova::new(from), WORD)?;
+        Ok(edu.write_memory(Iova::new(to), WORD)?)
+    }
+}
+
+/// Registers as the guest reaches them.
+struct Registers<'p, 's, 'a, 'b> {
+    port: &'p BoardPort<'s, 'a, 'b>,
+    lent: Lent,
+}
+
+impl Registers<'_, '_, '_, '_> {
+    /// All ones when the guest did not come back, as of a device that is gone.
+    fn load(&self, width: Width, offset: usize) -> u64 {
+        let loaded = self.port.run([self.lent.load(width, offset as u64)]);
+        let outcome = loaded.and_then(|()| self.port.outcome(0, 0));
+        outcome.map_or(u64::MAX, |outcome| self.lent.loaded(width, &outcome))
     }
 
-    /// The guest programs the device, and asks from time to time whether it is done.
-    fn transfer(&self, lent: Lent, source: u64, destination: u64, direction: u64) -> Result<(), Failure> {
-        self.run([
-            lent.store(Width::Eight, DMA_SOURCE, source),
-            lent.store(Width::Eight, DMA_DESTINATION, destination),
-            lent.store(Width::Eight, DMA_COUNT, super::WORD.into()),
-            lent.store(Width::Eight, DMA_COMMAND, COMMAND_START | direction),
-        ])?;
-        for _ in 0..PAUSES {
-            self.run([Op::Wait(PAUSE_TICKS), lent.load(Width::Eight, DMA_COMMAND)])?;
-            let command = lent.loaded(Width::Eight, &self.outcome(0, 1)?);
-            if command & COMMAND_START == 0 {
-                return Ok(());
-            }
-        }
-        fail("the guest's device did not end its transfer")
+    fn store(&self, width: Width, offset: usize, value: u64) {
+        // A device that does not get its orders does not do them, which is found out.
+        let _ = self.port.run([self.lent.store(width, offset as u64, value)]);
+    }
+}
+
+// SAFETY: the registers of one edu, which were lent to the guest; beyond them the guest's access traps or is refused, and
+// touches nothing. Only `Edu` uses this, which stays within them.
+unsafe impl RegisterIo for Registers<'_, '_, '_, '_> {
+    fn read32(&self, offset: usize) -> u32 {
+        self.load(Width::Four, offset) as u32
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        self.store(Width::Four, offset, value.into());
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        self.load(Width::Eight, offset)
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        self.store(Width::Eight, offset, value);
     }
 }

@@ -220,10 +220,11 @@ impl GuestPort for BoardPort<'_, '_, '_> {
     }
 
     fn copy(&mut self, device: usize, from: u64, to: u64) -> Result<(), Failure> {
-        if let Some(lent) = self.lent.filter(|_| device == 0) {
-            return self.copy_by_guest(lent, from, to);
-        }
+        let lent = self.lent.filter(|_| device == 0);
         let device = need(self.board.device(device), "the board lacks a device")?;
+        if let Some(lent) = lent {
+            return self.copy_by_guest(lent, device, from, to);
+        }
         device.read_memory(Iova::new(from), WORD)?;
         Ok(device.write_memory(Iova::new(to), WORD)?)
     }

@@ -108,7 +108,7 @@ fn during<P: TwoVcpus>(guest: &mut Guest<'_, P>, control: Control) -> Result<Opt
     let status = guest.put(APART, guest.plain(PAGE, BOTH));
     guest.commits(status)?;
     let pages = guest.plain(0, BOTH);
-    guest.write_list(ENTRIES / 2, |number| pages + (number % 8 << 12));
+    guest.write_list(ENTRIES / 2, |number| pages + ((number % 8) << 12));
     let (layout, list) = (guest.layout(), guest.list());
     let work = |vcpu, number| a_call(layout, list, vcpu, number as u64);
     let meeting = Meeting { calls: CALLS, every: CALLS, work: &work };

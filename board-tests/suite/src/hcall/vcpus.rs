@@ -103,7 +103,7 @@ impl Meanwhile {
 /// Virtual CPUs.
 pub const VCPUS: usize = 2;
 /// How often they meet, and how often at most: a machine that is busy may run one CPU at a time for a while.
-const TIMES: u64 = 12;
+const TIMES: u64 = 8;
 const ATTEMPTS: u64 = 20;
 /// Rounds of a meeting, and calls of a round.
 const ROUNDS: usize = 64;
