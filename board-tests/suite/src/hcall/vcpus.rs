@@ -69,7 +69,7 @@ pub struct Span {
 /// What the hypervisor did meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meanwhile {
-    /// When.
+    /// When, from its first attempt on.
     pub span: Span,
     /// Whether it did: it may refuse.
     pub done: bool,
@@ -91,8 +91,9 @@ impl Meanwhile {
         mut attempt: impl FnMut() -> bool,
         mut more: impl FnMut() -> bool,
     ) -> Self {
+        let begun = now();
         loop {
-            let (begun, done) = (now(), attempt());
+            let done = attempt();
             if done || !more() {
                 return Self { span: Span { begun, ended: now() }, done };
             }
@@ -252,7 +253,8 @@ impl Tally {
     fn tell<P: GuestPort>(&self, port: &mut P) {
         tell(port, "of two virtual CPUs at once", self.calls);
         tell(port, "of them came to H_BUSY", self.busy);
-        tell(port, "pairs of them that mapped were under way at the same time", self.together);
+        let what = "pairs of them that mapped were under way at the same time";
+        port.emit(&Event::Measured { what, value: self.together, unit: "pairs" });
     }
 }
 
