@@ -30,6 +30,11 @@ catalogue! {
     hcall_two_vcpus shows ["D60", "V06"] needs Requires::GUEST;
     hcall_revoked_while_calling shows ["D60", "D62"] needs Requires::GUEST;
     hcall_connected_while_calling shows ["D60", "D61"] needs Requires::GUEST;
+    hcall_driver_in_virtual_mode shows ["D10", "D16", "D20", "D30", "V07"] needs Requires::GUEST;
+    hcall_two_vcpus_in_virtual_mode shows ["D60"] needs Requires::GUEST;
+    hcall_revoked_while_calling_in_virtual_mode shows ["D60", "D62"] needs Requires::GUEST;
+    hcall_connected_while_calling_in_virtual_mode shows ["D60", "D61"] needs Requires::GUEST;
+    hcall_hostile_guest_in_virtual_mode shows ["D67"] needs Requires::GUEST;
     hcall_cost shows ["D40"] needs Requires::GUEST;
     hcall_hostile_guest shows ["D67"] needs Requires::GUEST;
     svm_guest_runs shows ["X01", "X02"] needs Requires::SVM;

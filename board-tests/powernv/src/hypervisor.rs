@@ -47,10 +47,11 @@ impl Machine for Guests<'_, '_> {
         self.device.map(|device| (PhysAddr::new(device.registers), device.bytes as u64))
     }
 
-    fn start_second(&self) -> Result<(), i64> {
+    fn start_cpu(&self, index: usize) -> Result<(), i64> {
         let this = cpu::number();
-        let other = self.tree.cpus().find(|server| *server != this).ok_or(0)?;
-        match opal::start_cpu(other) {
+        let mut others = self.tree.cpus().filter(|server| *server != this);
+        let other = index.checked_sub(1).and_then(|index| others.nth(index));
+        match opal::start_cpu(other.ok_or(0)?) {
             0 => Ok(()),
             status => Err(status),
         }

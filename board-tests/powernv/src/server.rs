@@ -14,7 +14,7 @@ use portcullis_ppc_tce::hcall::{Hypercalls, Mode, RealMode, Reply, TOO_HARD, Vcp
 use crate::board::Driver;
 
 /// CPUs that run guests.
-pub(crate) const CPUS: usize = 2;
+pub(crate) const CPUS: usize = 3;
 /// Seats that an `Iommu` has.
 pub(crate) const SEATS: usize = portcullis_iommu::session::CPUS;
 /// Windows of all VMs.
@@ -54,7 +54,7 @@ impl<'b> Server<'b> {
     pub(crate) fn new(calls: Calls<'b>, iommu: &'b Iommu<Driver>, vm: VmId) -> Result<Self, Error> {
         let turn =
             |cpu| -> Result<Turn<'b>, Error> { Ok(Turn(UnsafeCell::new((iommu.seat(cpu)?, Vcpu::new(vm))))) };
-        Ok(Self { calls, turns: [turn(0)?, turn(1)?] })
+        Ok(Self { calls, turns: [turn(0)?, turn(1)?, turn(2)?] })
     }
 
     /// Lets `act` run guests whose calls this server handles.

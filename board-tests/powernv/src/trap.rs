@@ -1,6 +1,6 @@
 //! Exception vectors: a trap is reported, then the machine is powered off.
 
-use portcullis_hypervisor::power::{cpu, second, vectors};
+use portcullis_hypervisor::power::{cpu, secondary, vectors};
 
 use crate::{console, opal};
 
@@ -44,7 +44,7 @@ pub(crate) fn install() {
 extern "C" fn portcullis_host_trap(vector: u64, pc: u64) -> ! {
     let what = VECTORS.iter().find(|(address, _)| *address == vector).map_or("trap", |(_, what)| what);
     if cpu::this() != 0 {
-        second::report_crash(vector, pc);
+        secondary::report_crash(vector, pc);
     }
     console::crash(what, pc)
 }

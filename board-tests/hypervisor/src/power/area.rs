@@ -5,7 +5,7 @@ use core::{cell::UnsafeCell, mem::offset_of};
 use super::frame::{Frame, HANDLER_MASK, HANDLER_MSR};
 
 /// CPUs that run guests.
-pub(super) const CPUS: usize = 2;
+pub(super) const CPUS: usize = 3;
 /// Bytes of stack for the real-mode handler.
 const REAL_STACK_BYTES: usize = 8 << 10;
 /// Bytes of stack for the report of a trap in the hypervisor.

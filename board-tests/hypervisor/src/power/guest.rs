@@ -22,10 +22,12 @@ use super::{
 
 /// First guest real address that neither the interpreter nor scripts use.
 pub const FREE_START: u64 = 4 << 20;
-/// Where the vCPUs have their scripts: `SCRIPTS * (number + 1)`.
-const SCRIPTS: u64 = 1 << 20;
+/// Where the vCPUs have their scripts: `SCRIPTS * (number + 1)`, all below [`problem_state::PROCESSES`].
+const SCRIPTS: u64 = 3 << 18;
 /// From a script to its vCPU's scratch page, which holds patterns and what became of them.
 const SCRATCH: u64 = MAX_RECORDS as u64 * RECORD_BYTES;
+const _: () =
+    assert!(SCRIPTS * CPUS as u64 + SCRATCH + PATTERNS * 16 <= problem_state::PROCESSES, "they fit");
 /// Doublewords of patterns: 64 registers of 16 bytes, then 36 of 8.
 const PATTERNS: u64 = 128 + 36;
 /// Ticks of the time base in a microsecond (section 7.2: 512 MHz on these processors).

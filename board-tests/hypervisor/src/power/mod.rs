@@ -25,7 +25,7 @@ pub mod registers;
 #[cfg(target_arch = "powerpc64")]
 pub mod scenario;
 #[cfg(target_arch = "powerpc64")]
-pub mod second;
+pub mod secondary;
 #[cfg(target_arch = "powerpc64")]
 pub mod vectors;
 #[cfg(target_arch = "powerpc64")]

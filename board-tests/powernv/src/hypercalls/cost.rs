@@ -19,8 +19,7 @@ use portcullis_suite::{
     },
 };
 
-use super::vcpus::operation;
-use crate::port::BoardPort;
+use crate::port::{BoardPort, operation};
 
 /// Samples of each kind of call. Their median is told: a busy machine delays some of them.
 const SAMPLES: usize = 400;

@@ -16,8 +16,13 @@ const STALE: u64 = 0x5741_4954_0000_0000;
 /// Fails with the line of the caller unless `condition` holds.
 #[track_caller]
 pub(super) fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
-    let line = core::panic::Location::caller().line();
-    if condition { Ok(()) } else { Err(Failure { what, error: None, line }) }
+    if condition { Ok(()) } else { Err(failure(what)) }
+}
+
+/// A failure at the line of the caller.
+#[track_caller]
+pub(super) const fn failure(what: &'static str) -> Failure {
+    Failure { what, error: None, line: core::panic::Location::caller().line() }
 }
 
 /// A guest at work on one window, and a device behind it.
@@ -193,9 +198,7 @@ impl<'p, P: GuestPort> Guest<'p, P> {
         self.port.arrange(moment, deed);
         let answer = self.port.call(call);
         let arranged = self.port.arranged();
-        let line = core::panic::Location::caller().line();
-        let what = "the moment that the rule waited for did not come";
-        Ok((answer, arranged.ok_or(Failure { what, error: None, line })?))
+        Ok((answer, arranged.ok_or(failure("the moment that the rule waited for did not come"))?))
     }
 
     /// Maps the page through which devices show what they reach, in the window's last entry. It is counted.

@@ -5,15 +5,16 @@
 //! modelled host bridge, and on boards, where a guest executes `sc 1`.
 
 pub mod call;
-pub mod driver;
+mod driver;
 mod guest;
 pub mod hostile;
+mod meanwhile;
 pub mod oracle;
 pub mod port;
 mod rules;
 pub mod scenario;
 pub mod stand;
-pub mod two;
+pub mod vcpus;
 
 pub use call::{Answer, Call};
 pub use oracle::Oracle;

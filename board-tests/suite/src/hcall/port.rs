@@ -2,7 +2,7 @@
 
 use bitflags::bitflags;
 
-use super::call::{Answer, Call};
+use super::call::{Answer, Call, PARAMETER, SUCCESS};
 use crate::{Event, Failure};
 
 /// A guest that makes hypercalls, with devices behind its windows, and its hypervisor, from which the rules ask a few
@@ -122,6 +122,23 @@ pub enum Deed {
     Write(u64, u64),
     /// The hypervisor does this.
     Control(Control),
+}
+
+/// Does what was arranged; `second_calls` is how the second virtual CPU calls.
+pub fn carry_out<P: GuestPort>(
+    port: &mut P,
+    deed: Deed,
+    second_calls: impl FnOnce(&mut P, Call) -> Answer,
+) -> Answer {
+    let done = match deed {
+        Deed::Call(call) => return second_calls(port, call),
+        Deed::Write(guest, word) => {
+            port.write(guest, word);
+            true
+        }
+        Deed::Control(control) => port.control(control),
+    };
+    Answer { status: if done { SUCCESS } else { PARAMETER }, value: 0 }
 }
 
 /// What a hypervisor does at the request of a rule.

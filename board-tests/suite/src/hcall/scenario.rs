@@ -1,33 +1,56 @@
-//! What a board with such a guest shows: each of these is one scenario.
+//! What every port with such a guest shows, under the names that boards know.
 
 use super::{
+    call::{BOTH, Call, FUNCTION, OTHER, PARAMETER, describe, name},
+    driver,
+    guest::{Guest, ensure},
     hostile::{Plan, run_hostile},
+    meanwhile,
     oracle::Oracle,
-    port::{GuestPort, Offers},
-    rules::{RULES, run_rule},
+    port::{FOREIGN_LIOBN, GuestPort, Layout, Offers},
+    rules::{RULES, Topic, run_rule},
+    vcpus::{TwoVcpus, two_vcpus},
 };
 use crate::{Event, Failure};
 
-/// Hostile calls that a board makes, in pieces that each begin with a fresh guest.
-pub const BOARD_PLAN: Plan = Plan { seed: 0x5eed, calls: 10_000, anew_every: 1000, check_every: 250 };
+/// The scenarios that [`run`] knows.
+pub const NAMES: [&str; 8] = [
+    "hcall_rules",
+    "hcall_device_rules",
+    "hcall_connection_rules",
+    "hcall_driver",
+    "hcall_hostile_guest",
+    "hcall_two_vcpus",
+    "hcall_revoked_while_calling",
+    "hcall_connected_while_calling",
+];
+
+/// Hostile calls of one run: a board makes some thousands a second.
+const PLAN: Plan = Plan { seed: 0x5eed, calls: 10_000, anew_every: 500, check_every: 250 };
 
 /// Calls of a hundred that must have committed, so that hostile calls are no mere refusals.
 const ENOUGH: u64 = 30;
 
-#[track_caller]
-pub(super) fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
-    let line = core::panic::Location::caller().line();
-    if condition { Ok(()) } else { Err(Failure { what, error: None, line }) }
+/// Runs a scenario; `None` when there is none of this name. `oracle` is overwritten.
+pub fn run<P: TwoVcpus>(port: &mut P, oracle: &mut Oracle, name: &str) -> Option<Result<(), Failure>> {
+    Some(match name {
+        "hcall_rules" => rules(port, Topic::Calls),
+        "hcall_device_rules" => rules(port, Topic::Device),
+        "hcall_connection_rules" => rules(port, Topic::Connections),
+        "hcall_driver" => driver::driver(port),
+        "hcall_hostile_guest" => hostile(port, oracle),
+        "hcall_two_vcpus" => two_vcpus(port),
+        "hcall_revoked_while_calling" => meanwhile::revoked(port),
+        "hcall_connected_while_calling" => meanwhile::connected(port),
+        _ => return None,
+    })
 }
 
-/// `hcall_rules`, `hcall_rules_virtual`: every rule that the port can show, a step each.
-///
-/// # Errors
-/// The first rule that does not hold.
-pub fn rules<P: GuestPort>(port: &mut P) -> Result<(), Failure> {
+/// Every rule about `topic` that the port can show, a step each.
+fn rules<P: GuestPort>(port: &mut P, topic: Topic) -> Result<(), Failure> {
     let offers = port.offers();
-    for rule in RULES.iter().filter(|rule| offers.contains(rule.needs)) {
-        port.emit(&Event::Step { text: rule.text });
+    for rule in RULES.iter().filter(|rule| rule.topic() == topic && offers.contains(rule.needs)) {
+        port.emit(&Event::Step { text: rule.name });
         run_rule(port, rule)?;
     }
     let finished = port.finished();
@@ -41,18 +64,65 @@ pub(super) fn tell<P: GuestPort>(port: &mut P, what: &'static str, value: u64) {
     port.emit(&Event::Measured { what, value, unit: "calls" });
 }
 
-/// `hcall_hostile`: [`BOARD_PLAN`], judged by `oracle`, which is overwritten.
-///
-/// # Errors
-/// The first call that the oracle does not agree with; a status that never came; too many refusals.
-pub fn hostile<P: GuestPort>(port: &mut P, oracle: &mut Oracle) -> Result<(), Failure> {
+/// Some calls that anybody would try first, each refused; then [`PLAN`], judged by `oracle`.
+fn hostile<P: GuestPort>(port: &mut P, oracle: &mut Oracle) -> Result<(), Failure> {
+    port.reset()?;
+    port.emit(&Event::Step { text: "a guest that means harm maps one good page, and then tries others" });
+    let mut guest = Guest::new(port);
+    let status = guest.put(0, guest.plain(0, BOTH));
+    guest.commits(status)?;
+    for (what, call, status) in attempts(guest.layout()) {
+        guest.refuses(what, call, status)?;
+    }
+    guest.counts(1)?;
+    port.check()?;
+    many(port, oracle)
+}
+
+/// What each attempt is, the call, and what it comes to.
+fn attempts(layout: Layout) -> [(&'static str, Call, i64); 13] {
+    let (window, topmost) = (layout.main(), layout.topmost());
+    let (good, wild) = (layout.plain().guest | BOTH, layout.wild().guest);
+    let (liobn, first, end) = (window.liobn, window.start, window.ioba(window.entries));
+    // Where the image of a POWER board's hypervisor lies.
+    let image = 0x2000_0000 | BOTH;
+    let all = u64::MAX;
+    [
+        ("map memory of its own that is not registered", Call::put(liobn, first, wild | BOTH), PARAMETER),
+        ("map the hypervisor's image", Call::put(liobn, first, image), PARAMETER),
+        ("map the end of the address space", Call::put(liobn, first, all & !0xffc), PARAMETER),
+        ("map half a page too far", Call::put(liobn, first, good | 0x800), PARAMETER),
+        ("map behind the end of its window", Call::put(liobn, end, good), PARAMETER),
+        ("map between two entries", Call::put(liobn, first + 8, good), PARAMETER),
+        ("map for another VM", Call::put(FOREIGN_LIOBN, first, good), PARAMETER),
+        ("map by a LIOBN of 33 bits", Call::put(liobn | 1 << 32, first, good), PARAMETER),
+        ("a list of 513 entries", Call::indirect(liobn, first, layout.plain().guest, 513), PARAMETER),
+        ("a list in memory that is not registered", Call::indirect(liobn, first, wild, 1), PARAMETER),
+        ("clear entries until the count wraps", Call::stuff(topmost.liobn, topmost.start, 0, all), PARAMETER),
+        ("clear with a permission", Call::stuff(liobn, first, good, 1), PARAMETER),
+        ("a call that nobody knows", Call { opcode: OTHER, arguments: [liobn, first, good, 1] }, FUNCTION),
+    ]
+}
+
+/// Thousands of calls near every boundary.
+fn many<P: GuestPort>(port: &mut P, oracle: &mut Oracle) -> Result<(), Failure> {
     port.emit(&Event::Step { text: "hostile calls, each judged by an oracle" });
     let before = port.finished().handed_over;
-    let tally = run_hostile(port, oracle, BOARD_PLAN).map_err(|mismatch| mismatch.failure)?;
+    let tally = match run_hostile(port, oracle, PLAN) {
+        Ok(tally) => tally,
+        Err(mismatch) => {
+            let (call, [_, ioba, _, count]) = (name(mismatch.call.opcode), mismatch.call.arguments);
+            port.emit(&Event::Called { call, ioba, count, status: describe(mismatch.found) });
+            port.emit(&Event::Step { text: describe(mismatch.expected) });
+            return Err(mismatch.failure);
+        }
+    };
     let handed_over = port.finished().handed_over - before;
     tell(port, "hostile", tally.calls);
     tell(port, "of them committed", tally.committed);
     tell(port, "refused with H_PARAMETER", tally.parameter);
+    tell(port, "refused with H_FUNCTION", tally.function);
+    tell(port, "unfinished because of hardware", tally.hardware);
     tell(port, "handed over to virtual mode", handed_over);
     ensure(tally.reached_all(port.offers()), "a status that a call can come to was never seen")?;
     ensure(tally.percent_committed() >= ENOUGH, "too few of the calls committed")?;

@@ -1,6 +1,6 @@
 //! What a hypervisor does for the guest of the rules: windows, registered memory, devices behind windows.
 
-use core::{num::NonZeroU32, time::Duration};
+use core::{hint::spin_loop, num::NonZeroU32, time::Duration};
 
 use heapless::Vec;
 use portcullis_hal::{
@@ -12,18 +12,20 @@ use portcullis_iommu::{
 };
 use portcullis_ppc_tce::{
     ContextSpec,
-    hcall::{HcallError, Hypercalls, Liobn, Patience, WindowSpec},
+    hcall::{HcallError, Hypercalls, Liobn, Patience, Reply, Vcpu, VirtualMode, WindowSpec},
 };
 
-use super::port::{Area, BUDGET, FOREIGN_LIOBN, Layout, Window};
+use super::{
+    call::{BOTH, Call},
+    guest::{ensure, failure},
+    port::{Area, BUDGET, Control, FOREIGN_LIOBN, Layout, Window},
+};
 use crate::Failure;
 
 /// The VM whose guest calls.
 pub const VM: VmId = VmId(1);
 /// The VM that has a window which the guest has not.
 pub const OTHER_VM: VmId = VmId(2);
-/// How long the control plane waits for calls; an emulated CPU may stand still in the middle of one.
-const LIMIT: Duration = Duration::from_secs(5);
 /// Devices of the guest.
 pub const DEVICES: usize = 2;
 /// Regions of memory that may be registered.
@@ -35,6 +37,8 @@ const LEVELS: u8 = 2;
 pub trait Ground {
     /// Time, for waits.
     fn clock(&self) -> impl Clock + '_;
+    /// How long the control plane waits for calls; an emulated CPU may stand still in the middle of one.
+    fn limit(&self) -> Duration;
     /// The host's memory behind an area of the layout.
     fn extent(&self, area: Area) -> Option<DmaExtent>;
     /// Makes the devices of a claimed group end their DMA.
@@ -45,6 +49,11 @@ pub trait Ground {
         &self,
         claim: &Claim<'_, D, GROUPS, CONTEXTS, CPUS>,
     ) -> Result<QuiescedGroup, Error>;
+    /// Looks whether a device reaches, at an I/O bus address of a 4 KiB page, what it should: this page with these rights.
+    ///
+    /// # Errors
+    /// It reaches something else.
+    fn look(&self, device: usize, ioba: u64, page: Option<(PhysAddr, Access)>) -> Result<(), Failure>;
 }
 
 /// A device of the guest.
@@ -72,6 +81,8 @@ pub struct Stand<
     iommu: &'b Iommu<D, GROUPS, CONTEXTS, CPUS>,
     calls: &'s Hypercalls<'b, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>,
     seat: Seat<'b, D, GROUPS, CONTEXTS, CPUS>,
+    /// Asks what the guest finds in its entries.
+    vcpu: Vcpu,
     layout: Layout,
     devices: [Device<'b, D, GROUPS, CONTEXTS, CPUS>; DEVICES],
     regions: Vec<(Area, RegionHandle), REGIONS>,
@@ -109,7 +120,8 @@ impl<
         };
         let [first, second] = devices;
         let devices = [device(first)?, device(second)?];
-        Ok(Self { ground, iommu, calls, seat, layout, devices, regions: Vec::new() })
+        let vcpu = Vcpu::new(VM);
+        Ok(Self { ground, iommu, calls, seat, vcpu, layout, devices, regions: Vec::new() })
     }
 
     /// The machine below.
@@ -134,7 +146,7 @@ impl<
         for area in [self.layout.plain(), self.layout.small()] {
             ensure(self.register(area), "memory could not be registered")?;
         }
-        ensure(self.connect(0, self.layout.main().liobn, 12), "a device could not be put behind its window")
+        settled(self.connect(0, self.layout.main().liobn, 12))
     }
 
     /// Takes down what [`begin`](Self::begin) and the rules built.
@@ -169,20 +181,30 @@ impl<
 
     fn remove_window(&mut self, vm: VmId, liobn: u64) -> Result<(), Failure> {
         let clock = self.ground.clock();
-        let patience = Patience { clock: &clock, limit: LIMIT };
+        let patience = Patience { clock: &clock, limit: self.ground.limit() };
         settled(self.calls.remove(&mut self.seat, vm, Liobn(liobn as u32), patience))
     }
 
-    /// Registers an area; `false` when that was refused.
-    pub fn register(&mut self, area: Area) -> bool {
+    /// Does what a rule asks for, if that is the control plane's; `false` when it was refused.
+    pub fn control(&mut self, control: Control) -> bool {
+        match control {
+            Control::Connect { device, liobn, page_shift } => self.connect(device, liobn, page_shift).is_ok(),
+            Control::Disconnect { device } => self.disconnect(device),
+            Control::Revoke { device } => self.revoke(device),
+            Control::Register(area) => self.register(area),
+            Control::Unregister(area) => self.unregister(area),
+            Control::Starve(_) | Control::Deafen(_) => false,
+        }
+    }
+
+    fn register(&mut self, area: Area) -> bool {
         let range = GuestPhysRange::new(GuestPhysAddr::new(area.guest), area.bytes).ok();
         let Some((range, extent)) = range.zip(self.ground.extent(area)) else { return false };
         let region = self.iommu.register_memory(VM, range, extent);
         region.is_ok_and(|region| self.regions.push((area, region)).is_ok())
     }
 
-    /// Ends an area's registration; `false` when that was refused.
-    pub fn unregister(&mut self, area: Area) -> bool {
+    fn unregister(&mut self, area: Area) -> bool {
         let Some(place) = self.regions.iter().position(|(known, _)| *known == area) else { return false };
         let region = self.regions.get(place).map(|(_, region)| *region);
         let done = region.is_some_and(|region| self.iommu.unregister_memory(VM, region).is_ok());
@@ -192,12 +214,8 @@ impl<
         done
     }
 
-    /// Puts a device behind a window, through new tables; if that is refused, the device is blocked as before.
-    pub fn connect(&mut self, number: usize, liobn: u64, page_shift: u8) -> bool {
-        self.try_connect(number, liobn, page_shift).is_ok()
-    }
-
-    fn try_connect(&mut self, number: usize, liobn: u64, page_shift: u8) -> Result<(), HcallError> {
+    /// If that is refused, the device is blocked as before.
+    fn connect(&mut self, number: usize, liobn: u64, page_shift: u8) -> Result<(), HcallError> {
         let page_size =
             IoPageSize::from_shift(page_shift).ok_or(HcallError::BadPageShift { shift: page_shift })?;
         let main = self.layout.main();
@@ -214,45 +232,53 @@ impl<
             None => self.iommu.claim(VM, device.group)?,
         };
         let context = self.iommu.create_context(VM, &spec)?;
-        let quiesced = self.ground.quiesce(&claim)?;
-        claim.attach(context, quiesced)?;
+        let quiesced = self.ground.quiesce(&claim);
+        let attached = quiesced.and_then(|quiesced| claim.attach(context, quiesced));
         let clock = self.ground.clock();
-        let patience = Patience { clock: &clock, limit: LIMIT };
-        let connected = self.calls.connect(&mut self.seat, &claim, VM, Liobn(liobn as u32), patience);
+        let patience = Patience { clock: &clock, limit: self.ground.limit() };
+        let connected = attached
+            .map_err(HcallError::from)
+            .and_then(|()| self.calls.connect(&mut self.seat, &claim, VM, Liobn(liobn as u32), patience));
         if connected.is_err() {
             claim.detach()?;
-            self.iommu.destroy_context(context)?;
+            self.destroy(context)?;
         }
+        let device = self.devices.get_mut(number).ok_or(HcallError::NotConnected)?;
         device.claim = Some(claim);
         let window = self.layout.windows().into_iter().find(|window| window.liobn == liobn);
         device.behind = connected.ok().and(window).map(|window| (window, context));
         connected
     }
 
-    /// Takes a device from behind its window: it reaches nothing.
-    pub fn disconnect(&mut self, number: usize) -> bool {
+    fn disconnect(&mut self, number: usize) -> bool {
         let Some(device) = self.devices.get_mut(number) else { return false };
         let Some((window, context)) = device.behind.take() else { return false };
         let clock = self.ground.clock();
-        let patience = Patience { clock: &clock, limit: LIMIT };
+        let patience = Patience { clock: &clock, limit: self.ground.limit() };
         let liobn = Liobn(window.liobn as u32);
         let left = self.calls.disconnect(&mut self.seat, VM, liobn, context, patience);
         let detached = device.claim.as_mut().map(Claim::detach);
-        left.is_ok() && detached == Some(Ok(())) && self.iommu.destroy_context(context).is_ok()
+        left.is_ok() && detached == Some(Ok(())) && self.destroy(context).is_ok()
     }
 
-    /// Revokes the guest's ownership of a device.
-    pub fn revoke(&mut self, number: usize) -> bool {
+    /// Ends a context, in which no call may be at that moment.
+    fn destroy(&self, context: ContextHandle) -> Result<(), Error> {
+        let clock = self.ground.clock();
+        let begun = clock.now();
+        loop {
+            match self.iommu.destroy_context(context) {
+                Err(Error::Busy) if clock.now().saturating_sub(begun) < self.ground.limit() => spin_loop(),
+                ended => return ended,
+            }
+        }
+    }
+
+    fn revoke(&mut self, number: usize) -> bool {
         let Some(device) = self.devices.get_mut(number) else { return false };
         device.behind = None;
-        let revoked = self.iommu.revoke(VM, device.group, |_| {}, &self.ground.clock(), LIMIT);
+        let revoked = self.iommu.revoke(VM, device.group, |_| {}, &self.ground.clock(), self.ground.limit());
         device.claim = None;
         revoked.is_ok()
-    }
-
-    /// The window that a device is behind, and its context.
-    pub fn behind(&self, number: usize) -> Option<(Window, ContextHandle)> {
-        self.devices.get(number)?.behind
     }
 
     /// Units of 4 KiB that are counted as mapped, over all regions.
@@ -264,29 +290,77 @@ impl<
         self.regions.iter().map(mapped).sum()
     }
 
-    /// Checks that the 4 KiB page at `ioba` leads, through a device's tables, where the guest form `form` of its entry
-    /// says, `offset` bytes into the guest's page; returns where, and with which rights.
+    /// Checks every entry of every window that a device is behind, and that counts are what these entries hold.
     ///
     /// # Errors
     /// What differs.
-    pub fn check_page(
-        &self,
-        context: ContextHandle,
-        ioba: u64,
-        form: u64,
-        offset: u64,
-    ) -> Result<Option<(PhysAddr, Access)>, Failure> {
-        let wanted = match form & 3 {
-            0 => None,
-            permissions => {
-                let host = self.registered((form & !3) + offset);
-                let host = host.ok_or(failure("an entry leads outside the guest's registered memory"))?;
-                Some((host, Access::from_bits_truncate(permissions as u8)))
+    pub fn check(&mut self) -> Result<(), Failure> {
+        let mut live = 0;
+        for device in 0..DEVICES {
+            if let Some((window, context)) = self.behind(device) {
+                for entry in 0..window.entries {
+                    live += self.check_pages(device, context, window, entry)?;
+                }
             }
-        };
-        let found = self.iommu.iova_to_phys(context, Iova::new(ioba))?;
-        ensure(found == wanted, "hardware tables hold something else than the guest wrote")?;
-        Ok(wanted)
+        }
+        ensure(self.counted()? == live, "counts are not the entries that hardware tables hold")
+    }
+
+    /// Checks an entry of a window through each device that is behind it.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check_entry(&mut self, window: Window, entry: u64) -> Result<(), Failure> {
+        for device in 0..DEVICES {
+            if let Some((_, context)) = self.behind(device).filter(|(behind, _)| *behind == window) {
+                self.check_pages(device, context, window, entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The window that a device is behind, and its context.
+    fn behind(&self, device: usize) -> Option<(Window, ContextHandle)> {
+        self.devices.get(device)?.behind
+    }
+
+    /// Checks that each 4 KiB page of an entry leads where the guest says; returns how many lead somewhere.
+    fn check_pages(
+        &mut self,
+        device: usize,
+        context: ContextHandle,
+        window: Window,
+        entry: u64,
+    ) -> Result<u64, Failure> {
+        let (ioba, mut live) = (window.ioba(entry), 0);
+        let form = self.form(Call::get(window.liobn, ioba))?;
+        for offset in (0..window.page_bytes()).step_by(0x1000) {
+            let page = self.page(form, offset)?;
+            let found = self.iommu.iova_to_phys(context, Iova::new(ioba + offset))?;
+            ensure(found == page, "hardware tables hold something else than the guest wrote")?;
+            self.ground.look(device, ioba + offset, page)?;
+            live += u64::from(page.is_some());
+        }
+        Ok(live)
+    }
+
+    /// The guest form of an entry.
+    fn form(&mut self, get: Call) -> Result<u64, Failure> {
+        match self.calls.call::<VirtualMode>(&mut self.seat, &mut self.vcpu, get.opcode, get.arguments) {
+            Reply::Done { value, .. } => Ok(value),
+            Reply::TooHard(_) => Err(failure("H_GET_TCE is not finished in virtual mode")),
+        }
+    }
+
+    /// Where the 4 KiB page that is `offset` bytes into the page of a guest form lies, and with which rights.
+    fn page(&self, form: u64, offset: u64) -> Result<Option<(PhysAddr, Access)>, Failure> {
+        let permissions = form & BOTH;
+        if permissions == 0 {
+            return Ok(None);
+        }
+        let host = self.registered((form & !BOTH) + offset);
+        let host = host.ok_or(failure("an entry leads outside the guest's registered memory"))?;
+        Ok(Some((host, Access::from_bits_truncate(permissions as u8))))
     }
 
     /// The host's address of registered memory.
@@ -294,16 +368,6 @@ impl<
         let (area, _) = self.regions.iter().find(|(area, _)| area.holds(guest, 1))?;
         self.ground.extent(*area)?.start().checked_add(guest - area.guest)
     }
-}
-
-#[track_caller]
-const fn failure(what: &'static str) -> Failure {
-    Failure { what, error: None, line: core::panic::Location::caller().line() }
-}
-
-#[track_caller]
-fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
-    if condition { Ok(()) } else { Err(failure(what)) }
 }
 
 #[track_caller]

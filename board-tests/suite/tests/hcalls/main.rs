@@ -16,13 +16,10 @@ use host::HostPort;
 use libtest_mimic::{Arguments, Failed, Trial};
 use model::{BREAKAGES, Breakage, Model};
 use portcullis_fake::phb::PhbKind;
-use portcullis_suite::{
-    Failure,
-    hcall::{
-        GuestPort, Layout, Oracle, RULES, Rule, driver,
-        hostile::{Mismatch, Plan, run_hostile},
-        run_rule, scenario, two,
-    },
+use portcullis_suite::hcall::{
+    GuestPort, Layout, Oracle, RULES, Rule,
+    hostile::{Mismatch, Plan, run_hostile},
+    run_rule, scenario,
 };
 
 /// Where windows begin: where nothing is below them, and where something is.
@@ -84,15 +81,16 @@ fn ports() -> Vec<Port> {
     ports
 }
 
-/// What a board shows, too.
-type Scenario = fn(&mut HostPort) -> Result<(), Failure>;
+/// Scenarios in which threads hold each other up.
+const WITH_THREADS: [&str; 3] =
+    ["hcall_two_vcpus", "hcall_revoked_while_calling", "hcall_connected_while_calling"];
 
 impl Port {
     fn make(&self) -> HostPort {
         HostPort::new(self.kind, self.layout, self.real_mode)
     }
 
-    /// All rules that the port can show, and hostile calls.
+    /// All rules that the port can show, and what a board shows, too.
     fn trials(self) -> Vec<Trial> {
         let offers = self.make().offers();
         let mut trials = Vec::new();
@@ -101,26 +99,14 @@ impl Port {
             let name = format!("{}::{}", self.name, rule.name);
             trials.push(Trial::test(name, move || show(&mut port.make(), rule)));
         }
-        let scenarios: [(&str, Scenario); 3] = [
-            ("hcall_rules", scenario::rules),
-            ("hcall_hostile", |port| scenario::hostile(port, &mut Oracle::new(port.layout()))),
-            ("hcall_driver", driver::driver),
-        ];
-        let meetings: [(&str, Scenario); 2] = [
-            ("hcall_two_vcpus", two::two_vcpus),
-            ("hcall_revoked_while_calling", two::revoked_while_calling),
-        ];
-        for (name, scenario) in meetings {
+        for name in scenario::NAMES {
             let port = self.clone();
             trials.push(Trial::test(format!("{}::{name}", self.name), move || {
-                let mut port = HostPort::patient(port.kind, port.layout, port.real_mode);
-                scenario(&mut port).map_err(|failure| format!("{failure:?}").into())
-            }));
-        }
-        for (name, scenario) in scenarios {
-            let port = self.clone();
-            trials.push(Trial::test(format!("{}::{name}", self.name), move || {
-                scenario(&mut port.make()).map_err(|failure| format!("{failure:?}").into())
+                let with_threads = WITH_THREADS.contains(&name);
+                let make = if with_threads { HostPort::patient } else { HostPort::new };
+                let mut made = make(port.kind, port.layout, port.real_mode);
+                let result = scenario::run(&mut made, &mut Oracle::new(port.layout), name);
+                result.expect("that scenario").map_err(|failure| format!("{failure:?}").into())
             }));
         }
         trials

@@ -17,7 +17,7 @@ use super::{
     guest::{FullContext, Guest, Stop},
     memory::GuestMemory,
     script::{Op, Record},
-    second::Lost,
+    secondary::Lost,
 };
 
 /// How long a script may take: QEMU may stand still for a while.
@@ -33,11 +33,11 @@ pub trait Machine {
     fn guest_memory(&self) -> Option<GuestMemory>;
     /// Where the first edu's registers lie, and how many bytes they are.
     fn device_registers(&self) -> Option<(PhysAddr, u64)>;
-    /// Asks firmware to start another CPU at `hv_secondary`.
+    /// Asks firmware to start CPU `index`, counted from the first one on, which is 0, at `hv_secondary`.
     ///
     /// # Errors
     /// Firmware's status.
-    fn start_second(&self) -> Result<(), i64>;
+    fn start_cpu(&self, index: usize) -> Result<(), i64>;
     /// A number that changes when the image's code or constants do.
     fn digest(&self) -> u64;
     /// Runs a scenario that needs the image's own hypercalls; `None` when there is none of that name.
@@ -156,7 +156,7 @@ pub fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
     }
 }
 
-/// What came of an order to the second CPU.
+/// What came of an order to another CPU.
 ///
 /// # Errors
 /// A CPU that did not come, as a failure.
@@ -164,8 +164,8 @@ pub fn stopped<T>(ended: Result<T, Stop>) -> Result<T, Failure> {
 pub fn present<T>(result: Result<T, Lost>) -> Result<T, Failure> {
     match result {
         Ok(value) => Ok(value),
-        Err(Lost::Refused(_)) => fail("firmware starts no second CPU"),
-        Err(Lost::Silent) => fail("the second CPU does not answer"),
-        Err(Lost::Crashed { .. }) => fail("the second CPU ran into an interrupt"),
+        Err(Lost::Refused(_)) => fail("firmware does not start a further CPU"),
+        Err(Lost::Silent) => fail("a further CPU does not answer"),
+        Err(Lost::Crashed { .. }) => fail("a further CPU ran into an interrupt"),
     }
 }

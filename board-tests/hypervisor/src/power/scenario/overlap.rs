@@ -7,7 +7,7 @@ use crate::power::{
     guest::FREE_START,
     guest_call::done_in_real_mode,
     script::{Op, Record, call, calls},
-    second::{self, SECOND},
+    secondary::{self, SECOND},
 };
 
 const ROUNDS: usize = 20;
@@ -25,7 +25,7 @@ const CAME: [u64; 2] = [FREE_START, FREE_START + 128];
 /// V06.
 pub(super) fn two_vcpus_overlap<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
     stage.step("a second CPU starts, and both run the guest: they meet, then call, round after round");
-    present(second::start(|| stage.machine.start_second()))?;
+    present(secondary::start(SECOND, || stage.machine.start_cpu(SECOND)))?;
     for _ in 0..ATTEMPTS {
         let together = attempt(stage)?;
         if together > 0 {
@@ -44,7 +44,7 @@ fn attempt<M: Machine>(stage: &Stage<'_, M>) -> Result<u64, Failure> {
     let done = [done_in_real_mode(0), done_in_real_mode(SECOND)];
     let [own, other] = CAME;
     let loaded = stopped(stage.guest.load(SECOND, script(other, own)))?;
-    let (theirs, ours) = present(second::run_beside(stage.guest, loaded, no_call, LIMIT, || {
+    let (theirs, ours) = present(secondary::run_beside(SECOND, stage.guest, loaded, no_call, LIMIT, || {
         stage.guest.run_script(script(own, other), no_call, LIMIT)
     }))?;
     stopped(ours)?;

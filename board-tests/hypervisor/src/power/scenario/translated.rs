@@ -13,7 +13,7 @@ use crate::power::{
     cpu,
     frame::{Frame, MSR_DR, MSR_HV, MSR_IR},
     script::{Op, calls},
-    second::{self, SECOND},
+    secondary::{self, SECOND},
     virtual_mode,
 };
 
@@ -64,9 +64,9 @@ fn served<M: Machine>(stage: &Stage<'_, M>) -> Result<(), Failure> {
     check(stage, 0)?;
     ensure(cpu::machine_state() & BOTH == 0, "translation stays on")?;
     stage.step("the same on the second CPU");
-    present(second::start(|| stage.machine.start_second()))?;
+    present(secondary::start(SECOND, || stage.machine.start_cpu(SECOND)))?;
     let loaded = stopped(stage.guest.load(SECOND, script()))?;
-    let (theirs, ()) = present(second::run_beside(stage.guest, loaded, full, LIMIT, || ()))?;
+    let (theirs, ()) = present(secondary::run_beside(SECOND, stage.guest, loaded, full, LIMIT, || ()))?;
     stopped(theirs)?;
     check(stage, SECOND)
 }

@@ -1,96 +1,103 @@
 //! Two virtual CPUs on two threads.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     thread,
 };
 
+use portcullis_fake::watched::WatchedMemory;
 use portcullis_suite::{
     Failure,
     hcall::{
-        Call, Control, GuestPort,
-        call::{BUSY, SUCCESS},
-        two::{Met, TwoVcpus},
+        Control, GuestPort,
+        vcpus::{Made, Meanwhile, Meeting, Span, TwoVcpus, VCPUS},
     },
 };
 
 use super::{HostPort, cpu::Cpu};
-use portcullis_fake::watched::WatchedMemory;
-
-/// Rounds after which two threads that never met give up.
-const MOST: u32 = 10_000;
 
 /// What both threads know of each other.
 struct Watch {
-    inside: [AtomicBool; 2],
-    overlapped: AtomicU64,
-    calls: AtomicU64,
+    meeting: Barrier,
+    /// A clock: each look at it is a moment of its own.
+    now: AtomicU64,
+    made: AtomicUsize,
+    /// Whether what is done meanwhile, if anything, has begun and ended.
+    begun: AtomicBool,
+    ended: AtomicBool,
     /// The hardware tables' memory: at some uses of it a thread lets the other one go first.
     tables: WatchedMemory,
 }
 
 impl Watch {
+    fn now(&self) -> u64 {
+        self.now.fetch_add(1, Ordering::SeqCst)
+    }
+
     /// Makes all calls of one virtual CPU.
-    fn work(&self, cpu: &mut Cpu, number: usize, work: &[Call], rounds: u32) -> Met {
-        let mut met = Met::default();
-        // On a busy machine the threads may take turns at first.
-        let more = |round| round < rounds || round < MOST && self.overlapped.load(Ordering::Relaxed) == 0;
-        for &call in (0..).take_while(|&round| more(round)).flat_map(|_| work) {
-            let nth = self.calls.fetch_add(1, Ordering::Relaxed);
-            // Not at each call: on a busy machine it takes long until the thread goes on.
-            if nth.is_multiple_of(12) {
-                self.tables.after(nth / 12 % 13 + 1, thread::yield_now);
-            }
-            self.inside[number].store(true, Ordering::SeqCst);
-            let status = cpu.finish(call).status;
-            let overlapped = self.inside[1 - number].load(Ordering::SeqCst);
-            self.inside[number].store(false, Ordering::SeqCst);
-            self.overlapped.fetch_add(overlapped.into(), Ordering::Relaxed);
-            match status {
-                SUCCESS => met.success += 1,
-                BUSY => met.busy += 1,
-                _ => met.other += 1,
-            }
-        }
-        met
+    fn work(&self, cpu: &mut Cpu, vcpu: usize, meeting: &Meeting<'_>) -> Vec<Made> {
+        (0..meeting.calls)
+            .map(|number| {
+                if number.is_multiple_of(meeting.every) {
+                    self.meeting.wait();
+                }
+                if number == meeting.begin() {
+                    wait_for(|| self.begun.load(Ordering::Acquire));
+                } else if number == meeting.end() {
+                    wait_for(|| self.ended.load(Ordering::Acquire));
+                }
+                let nth = self.made.fetch_add(1, Ordering::Relaxed) as u64;
+                // Not at each call: on a busy machine it takes long until the thread goes on.
+                if nth.is_multiple_of(12) {
+                    self.tables.after(nth / 12 % 13 + 1, thread::yield_now);
+                }
+                let (call, begun) = ((meeting.work)(vcpu, number), self.now());
+                let answer = cpu.finish(call);
+                Made { call, answer, span: Span { begun, ended: self.now() } }
+            })
+            .collect()
+    }
+
+    /// Does it when both wait for it.
+    fn meanwhile(&self, port: &mut HostPort, control: Control, meeting: &Meeting<'_>) -> Meanwhile {
+        let made = || self.made.load(Ordering::Relaxed);
+        wait_for(|| made() == VCPUS * meeting.begin());
+        self.begun.store(true, Ordering::Release);
+        let more = || made() < VCPUS * meeting.end();
+        let meanwhile = Meanwhile::attempt(|| self.now(), || port.control(control), more);
+        self.ended.store(true, Ordering::Release);
+        meanwhile
     }
 }
 
-impl HostPort {
-    fn watch(&self) -> Watch {
-        let (overlapped, calls) = (AtomicU64::new(0), AtomicU64::new(0));
-        Watch { inside: Default::default(), overlapped, calls, tables: self.made.tables.clone() }
+fn wait_for(come: impl Fn() -> bool) {
+    while !come() {
+        thread::yield_now();
     }
 }
 
 impl TwoVcpus for HostPort {
-    fn both(&mut self, work: [&[Call]; 2], rounds: u32, meanwhile: Option<Control>) -> Result<Met, Failure> {
-        let (watch, first, contender) = (self.watch(), self.first.clone(), self.contender.clone());
-        let [ones, others] = work;
-        let half = u64::from(rounds) * ones.len() as u64;
-        let shared = &watch;
-        let (one, other, done) = thread::scope(|scope| {
-            let one = scope.spawn(|| shared.work(&mut first.lock().expect("it is free"), 0, ones, rounds));
-            let other = scope.spawn(|| {
-                let mut second = contender.lock().expect("it is free");
-                shared.work(&mut second.cpu, 1, others, rounds)
-            });
-            while meanwhile.is_some() && shared.calls.load(Ordering::Relaxed) < half / 2 {
-                thread::yield_now();
-            }
-            let done = meanwhile.is_none_or(|control| self.control(control));
-            (one.join().expect("a virtual CPU"), other.join().expect("a virtual CPU"), done)
+    fn both(&mut self, meeting: &Meeting<'_>, meanwhile: Option<Control>) -> Result<Meanwhile, Failure> {
+        let (meeting_place, tables) = (Barrier::new(VCPUS), self.made.tables.clone());
+        let alone = || AtomicBool::new(meanwhile.is_none());
+        let (begun, ended) = (alone(), alone());
+        let watch = Watch { meeting: meeting_place, now: 0.into(), made: 0.into(), begun, ended, tables };
+        let (watch, first, contender) = (&watch, self.first.clone(), self.contender.clone());
+        let (one, other, meanwhile) = thread::scope(|scope| {
+            let one = scope.spawn(|| watch.work(&mut first.lock().expect("it is free"), 0, meeting));
+            let other =
+                scope.spawn(|| watch.work(&mut contender.lock().expect("it is free").cpu, 1, meeting));
+            let meanwhile = meanwhile.map(|control| watch.meanwhile(self, control, meeting));
+            (one.join().expect("a virtual CPU"), other.join().expect("a virtual CPU"), meanwhile)
         });
-        let refused =
-            Failure { what: "what was to be done meanwhile was refused", error: None, line: line!() };
-        if !done {
-            return Err(refused);
-        }
-        Ok(Met {
-            success: one.success + other.success,
-            busy: one.busy + other.busy,
-            other: one.other + other.other,
-            overlapped: watch.overlapped.into_inner(),
-        })
+        self.outcomes = [one, other];
+        Ok(meanwhile.unwrap_or_default())
+    }
+
+    fn made(&self, vcpu: usize, number: usize) -> Option<Made> {
+        self.outcomes[vcpu].get(number).copied()
     }
 }

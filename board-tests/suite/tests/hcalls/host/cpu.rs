@@ -7,19 +7,24 @@ use portcullis_fake::{
     phb::FakePhb,
     watched::WatchedMemory,
 };
-use portcullis_iommu::{Claim, Iommu, Seat};
+use portcullis_iommu::{Iommu, Seat};
 use portcullis_ppc_tce::{
     TceIommu,
     hcall::{Hypercalls, RealMode, Reply, Vcpu, VirtualMode, Why},
 };
-use portcullis_suite::hcall::{Answer, Call, call::PUT_TCE};
+use portcullis_suite::hcall::{
+    Answer, Call,
+    call::PUT_TCE,
+    stand::{Stand, VM},
+};
 
-use crate::machine::{DEVICES, OpalFirmware, VM};
+use super::devices::OnModel;
+use crate::machine::{DEVICES, OpalFirmware};
 
 pub type Driver = TceIommu<OpalFirmware, FakePhb, WatchedMemory, FakeClock, FakeCache, DEVICES>;
 pub type Policy = Iommu<Driver, 16, 8>;
 pub type Calls = Hypercalls<'static, Driver, WatchedMemory, WatchedMemory, 16, 8, 8, 8>;
-pub type HostClaim = Claim<'static, Driver, 16, 8>;
+pub type HostStand = Stand<'static, 'static, OnModel, Driver, WatchedMemory, WatchedMemory, 16, 8, 8, 8>;
 
 /// Steps after which a call counts as one that never ends.
 const MANY: usize = 10_000;

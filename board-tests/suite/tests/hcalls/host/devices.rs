@@ -1,85 +1,121 @@
-//! Devices behind windows: contexts made, connected and ended.
+//! The machine below the control plane: memory, and devices that copy through the bridge.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
-use portcullis_hal::{IoPageSize, Iova};
-use portcullis_iommu::{ContextHandle, GroupId};
-use portcullis_ppc_tce::{
-    ContextSpec,
-    hcall::{Liobn, Patience},
+use portcullis_fake::{
+    obedient::ObedientFunctions,
+    phb::{Opal, PhbKind},
 };
-use portcullis_suite::hcall::Window;
+use portcullis_hal::{Access, Clock, DmaExtent, PhysAddr};
+use portcullis_iommu::{Claim, EntryDriver, Error, QuiescedGroup, pci::Method};
+use portcullis_suite::{
+    Failure,
+    hcall::{
+        Area, Layout,
+        stand::{DEVICES, Ground},
+    },
+};
 
-use super::{HostPort, cpu::HostClaim, machine::Made};
-use crate::machine::{QuiesceAndAttach, VM, device};
+use super::machine::{HOST, Made};
+use crate::machine::extent;
 
 /// Requester IDs of the two devices.
-pub const REQUESTERS: [u16; 2] = [0x100, 0x200];
+pub const REQUESTERS: [u16; DEVICES] = [0x100, 0x200];
 /// How long the control plane waits for calls on the fake clock: a thread may be off its CPU for long.
 pub const LIMIT: Duration = Duration::from_secs(3600);
+/// How long devices may take to end their DMA.
+const QUIESCE_LIMIT: Duration = Duration::from_millis(1);
+/// Where each page of the guest's memory has a word of its own, which no rule writes.
+const OWN: u64 = 0xff0;
 
-/// A device of the guest.
-pub struct Device {
-    pub group: GroupId,
-    pub claim: Option<HostClaim>,
-    /// The window that it is behind, and its context.
-    pub behind: Option<(Window, ContextHandle)>,
+/// A modelled machine.
+pub struct OnModel {
+    made: Made,
+    opal: Opal,
+    layout: Layout,
+    /// Number of the first device's PE.
+    first_pe: u16,
+    /// What each device has read last.
+    buffers: [Cell<[u8; 8]>; DEVICES],
 }
 
-impl Device {
-    /// A device that nobody owns yet.
-    pub fn new(made: &Made, number: usize) -> Self {
-        let group = made.iommu.add_group(&[device(REQUESTERS[number])]).expect("a group");
-        made.iommu.grant(VM, group).expect("a grant");
-        Self { group, claim: None, behind: None }
+impl OnModel {
+    pub fn new(made: Made, kind: PhbKind, layout: Layout) -> Self {
+        let first_pe = u16::from(kind == PhbKind::Phb3);
+        Self { opal: made.phb.opal(), made, layout, first_pe, buffers: Default::default() }
     }
-}
 
-impl HostPort {
-    /// Whether it was done; if not, the device is blocked as before.
-    pub fn connect(&mut self, number: usize, liobn: u64, page_shift: u8) -> bool {
-        let spec = ContextSpec {
-            page_size: IoPageSize::from_shift(page_shift).expect("a page size"),
-            window_start: Iova::new(self.layout.window),
-            window_bytes: self.layout.main().entries << self.layout.main().page_shift,
-            levels: 2,
-            page_limit: None,
-        };
-        let iommu = self.made.iommu;
-        let context = iommu.create_context(VM, &spec).expect("a context");
-        let device = &mut self.devices[number];
-        let mut claim =
-            device.claim.take().unwrap_or_else(|| iommu.claim(VM, device.group).expect("a claim"));
-        claim.quiesce_and_attach(context).expect("an attach");
-        let patience = Patience { clock: &self.made.clock, limit: LIMIT };
-        let mut first = self.first.lock().expect("no test thread died here");
-        let connected = self.made.calls.connect(&mut first.seat, &claim, VM, Liobn(liobn as u32), patience);
-        if connected.is_err() {
-            claim.detach().expect("the device is blocked");
-            iommu.destroy_context(context).expect("nobody uses it");
+    /// Gives each page of the guest's memory its word.
+    pub fn mark_pages(&self, bytes: u64) {
+        for page in 0..bytes >> 12 {
+            let own = (page | 0xabcd << 32).to_be_bytes();
+            assert!(self.made.memory.write(HOST + (page << 12) + OWN, &own));
         }
-        device.claim = Some(claim);
-        let window = self.layout.windows().into_iter().find(|window| window.liobn == liobn);
-        device.behind = connected.ok().and(window).map(|window| (window, context));
-        device.behind.is_some()
     }
 
-    pub fn disconnect(&mut self, number: usize) -> bool {
-        let device = &mut self.devices[number];
-        let Some((window, context)) = device.behind.take() else { return false };
-        let patience = Patience { clock: &self.made.clock, limit: LIMIT };
-        let liobn = Liobn(window.liobn as u32);
-        let mut first = self.first.lock().expect("no test thread died here");
-        let left = self.made.calls.disconnect(&mut first.seat, VM, liobn, context, patience);
-        let detached = device.claim.as_mut().map(HostClaim::detach);
-        left.is_ok() && detached == Some(Ok(())) && self.made.iommu.destroy_context(context).is_ok()
+    /// The device reads a word into its buffer; whether it could. One that was blocked goes on afterwards.
+    pub fn fetch(&self, device: usize, from: u64) -> bool {
+        let mut word = [0; 8];
+        let read = self.made.phb.dma_read(REQUESTERS[device], from, &mut word).is_ok();
+        if read {
+            self.buffers[device].set(word);
+        } else {
+            self.thaw(device);
+        }
+        read
     }
 
-    pub fn revoke(&mut self, number: usize) -> bool {
-        let device = &mut self.devices[number];
-        device.behind = None;
-        let revoked = self.made.iommu.revoke(VM, device.group, |_| {}, &self.made.clock, LIMIT);
-        device.claim = None;
-        revoked.is_ok()
+    /// The device writes its buffer.
+    pub fn deliver(&self, device: usize, to: u64) -> bool {
+        let word = self.buffers[device].get();
+        let written = self.made.phb.dma_write(REQUESTERS[device], to, &word).is_ok();
+        if !written {
+            self.thaw(device);
+        }
+        written
+    }
+
+    fn thaw(&self, device: usize) {
+        assert_eq!(self.opal.freeze_clear(self.first_pe + device as u16), 0, "firmware knows the PE");
+    }
+}
+
+fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
+    if condition { Ok(()) } else { Err(Failure { what, error: None, line: line!() }) }
+}
+
+impl Ground for OnModel {
+    fn clock(&self) -> impl Clock + '_ {
+        self.made.clock.clone()
+    }
+
+    fn limit(&self) -> Duration {
+        LIMIT
+    }
+
+    fn extent(&self, area: Area) -> Option<DmaExtent> {
+        Some(extent(HOST + (area.guest - self.layout.memory), area.bytes))
+    }
+
+    fn quiesce<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
+        claim: &Claim<'_, D, GROUPS, CONTEXTS, CPUS>,
+    ) -> Result<QuiescedGroup, Error> {
+        claim.quiesce(&ObedientFunctions, &self.made.clock, Method::BusMasterOff, QUIESCE_LIMIT)
+    }
+
+    /// The device's cache of entries is on.
+    fn look(&self, device: usize, ioba: u64, page: Option<(PhysAddr, Access)>) -> Result<(), Failure> {
+        let may = |access| page.is_some_and(|(_, granted)| granted.contains(access));
+        let mut own = [0; 8];
+        if let Some((host, _)) = page {
+            ensure(self.made.memory.read(host.as_u64() + OWN, &mut own), "an entry leads to no memory")?;
+        }
+        let read = self.fetch(device, ioba + OWN);
+        ensure(read == may(Access::READ), "a device's reads are not what the guest permits")?;
+        let found = self.buffers[device].replace(own);
+        ensure(!read || own == found, "a device reads another page than the guest wrote")?;
+        let written = self.deliver(device, ioba + OWN);
+        ensure(written == may(Access::WRITE), "a device's writes are not what the guest permits")
     }
 }

@@ -1,28 +1,19 @@
 //! A machine with one host bridge whose hypervisor serves hypercalls.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::time::Duration;
 
 use portcullis_fake::{
     memory::{FakeCache, FakeClock, FakeMemory},
     phb::{FakePhb, PhbKind},
     watched::WatchedMemory,
 };
-use portcullis_hal::{GuestPhysAddr, GuestPhysRange, PagePool, PhysAddr};
-use portcullis_iommu::{Iommu, RegionHandle, VmId};
-use portcullis_ppc_tce::{
-    Config,
-    hcall::{Hypercalls, Liobn, WindowSpec},
-};
-use portcullis_suite::hcall::{
-    Area, Layout, Window,
-    port::{BUDGET, FOREIGN_LIOBN},
-};
+use portcullis_hal::{PagePool, PhysAddr};
+use portcullis_iommu::Iommu;
+use portcullis_ppc_tce::{Config, hcall::Hypercalls};
 
 use super::cpu::{Calls, Driver, Policy};
-use crate::machine::{OpalFirmware, VM, config, extent};
+use crate::machine::{OpalFirmware, config};
 
-/// The VM that has a window which the guest has not.
-pub const OTHER_VM: VmId = VmId(2);
 /// Where the guest's memory begins in the host's.
 pub const HOST: u64 = 0x10_0000;
 /// 4 KiB pages of all memory, and those of them for hardware tables.
@@ -66,31 +57,5 @@ impl Made {
         let pool = PagePool::new(views).expect("a pool");
         let calls = Box::leak(Box::new(Hypercalls::new(iommu, pool, lists.clone())));
         Self { memory, phb, clock, iommu, calls, tables, lists }
-    }
-
-    pub fn add_window(&self, vm: VmId, window: Window) {
-        let spec = WindowSpec {
-            page_shift: window.page_shift,
-            start: window.start,
-            bytes: window.entries << window.page_shift,
-            view_levels: 2,
-            stuff_cap: window.stuff_cap.and_then(NonZeroU32::new),
-            budget: NonZeroU32::new(BUDGET).expect("not 0"),
-        };
-        self.calls.register(vm, Liobn(window.liobn as u32), &spec).expect("a window");
-    }
-
-    /// All windows of the layout, and the other VM's.
-    pub fn add_windows(&self, layout: Layout) {
-        for window in layout.windows() {
-            self.add_window(VM, window);
-        }
-        self.add_window(OTHER_VM, Window { liobn: FOREIGN_LIOBN, ..layout.main() });
-    }
-
-    pub fn register(&self, layout: Layout, area: Area) -> Option<RegionHandle> {
-        let range = GuestPhysRange::new(GuestPhysAddr::new(area.guest), area.bytes).expect("a range");
-        let host = extent(HOST + (area.guest - layout.memory), area.bytes);
-        self.iommu.register_memory(VM, range, host).ok()
     }
 }

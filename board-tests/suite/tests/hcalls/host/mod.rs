@@ -1,7 +1,6 @@
 //! The hypercalls over the model of the host bridge, with its cache of entries on, as a port.
 
 mod both;
-mod check;
 mod cpu;
 mod devices;
 mod machine;
@@ -11,23 +10,27 @@ use std::{
     time::Duration,
 };
 
-use portcullis_fake::phb::{Hang, Opal, PhbKind};
+use portcullis_fake::phb::{Hang, PhbKind};
 use portcullis_hal::PageRun;
-use portcullis_iommu::RegionHandle;
-use portcullis_ppc_tce::hcall::{Liobn, Patience, Reply, Why};
+use portcullis_ppc_tce::hcall::{Reply, Why};
 use portcullis_suite::{
     Event, Failure,
     hcall::{
-        Answer, Area, Call, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window,
-        call::{PARAMETER, SUCCESS},
-        port::{FOREIGN_LIOBN, MEMORY_BYTES},
+        Answer, Call, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window,
+        call::SUCCESS,
+        port::{MEMORY_BYTES, carry_out},
+        stand::Stand,
+        vcpus::Made as Outcome,
     },
 };
 
-use crate::machine::VM;
-use cpu::{Contender, Cpu, Shared, answer, watch};
-use devices::{Device, LIMIT, REQUESTERS};
-use machine::{HOST, Made, OTHER_VM};
+use crate::machine::device;
+use cpu::{Contender, Cpu, HostStand, Shared, answer, watch};
+use devices::{LIMIT, OnModel, REQUESTERS};
+use machine::{HOST, Made};
+
+/// The seat of the control plane; the virtual CPUs have those before it.
+const CONTROL_SEAT: usize = 2;
 
 /// A guest on a modelled machine.
 pub struct HostPort {
@@ -36,16 +39,18 @@ pub struct HostPort {
     /// Whether calls are tried in real mode first.
     real_mode: bool,
     made: Made,
-    opal: Opal,
+    stand: HostStand,
+    /// Windows exist.
+    begun: bool,
     first: Arc<Mutex<Cpu>>,
     contender: Shared,
-    devices: [Device; 2],
-    regions: Vec<(Area, RegionHandle)>,
     /// Pages that are withheld from hardware tables and from views.
     withheld: (Vec<PageRun>, Vec<PageRun>),
     arranged: Option<(Moment, Deed)>,
     answer: Option<Answer>,
     finished: Finished,
+    /// What both virtual CPUs called last, when they called at once.
+    outcomes: [Vec<Outcome>; 2],
     /// A kill was not confirmed: this machine is of no use any more.
     spoilt: bool,
 }
@@ -65,57 +70,26 @@ impl HostPort {
         let made = Made::new(kind, kill_limit);
         let cpu = |number| Cpu::new(made.iommu, made.calls, number);
         let contender = Contender { cpu: cpu(1), met: None, wanted: None, answer: None };
-        let mut port = Self {
+        let ground = OnModel::new(made.clone(), kind, layout);
+        ground.mark_pages(MEMORY_BYTES);
+        let seat = made.iommu.seat(CONTROL_SEAT).expect("a seat");
+        let stand = Stand::new(ground, made.iommu, made.calls, seat, layout, REQUESTERS.map(device));
+        Self {
             kind,
             layout,
             real_mode,
+            stand: stand.expect("two groups"),
+            begun: false,
             first: Arc::new(Mutex::new(cpu(0))),
             contender: Arc::new(Mutex::new(contender)),
-            devices: [Device::new(&made, 0), Device::new(&made, 1)],
-            regions: Vec::new(),
             withheld: (Vec::new(), Vec::new()),
             arranged: None,
             answer: None,
             finished: Finished::default(),
+            outcomes: Default::default(),
             spoilt: false,
-            opal: made.phb.opal(),
             made,
-        };
-        port.begin();
-        port
-    }
-
-    /// Windows, memory and the first device, on a machine that has none.
-    fn begin(&mut self) {
-        for page in 0..MEMORY_BYTES >> 12 {
-            assert!(
-                self.made.memory.write(HOST + (page << 12) + 0xff0, &(page | 0xabcd << 32).to_be_bytes())
-            );
         }
-        self.made.add_windows(self.layout);
-        for area in [self.layout.plain(), self.layout.small()] {
-            assert!(self.register(area));
-        }
-        assert!(self.connect(0, self.layout.main().liobn, 12));
-    }
-
-    /// Takes down what [`begin`](Self::begin) and the rules built.
-    fn end(&mut self) {
-        self.starve(false);
-        for number in 0..self.devices.len() {
-            let _ = self.disconnect(number);
-        }
-        let patience = Patience { clock: &self.made.clock, limit: LIMIT };
-        for window in self.layout.windows() {
-            let liobn = Liobn(window.liobn as u32);
-            self.made.calls.remove(&mut self.first().seat, VM, liobn, patience).expect("a window");
-        }
-        let foreign = Liobn(FOREIGN_LIOBN as u32);
-        self.made.calls.remove(&mut self.first().seat, OTHER_VM, foreign, patience).expect("a window");
-        for (_, region) in std::mem::take(&mut self.regions) {
-            self.made.iommu.unregister_memory(VM, region).expect("nothing is mapped any more");
-        }
-        self.first().vcpu.abandon();
     }
 
     fn first(&self) -> MutexGuard<'_, Cpu> {
@@ -134,33 +108,6 @@ impl HostPort {
         self.made.iommu.driver().is_quarantined()
     }
 
-    /// Lets a device go on after a transfer that was blocked.
-    fn thaw(&self, device: usize) {
-        let first = u16::from(self.kind == PhbKind::Phb3);
-        assert_eq!(self.opal.freeze_clear(first + device as u16), 0, "firmware knows the PE");
-    }
-
-    /// The host's address of registered memory.
-    fn registered(&self, guest: u64) -> Option<u64> {
-        let inside = self.regions.iter().any(|(area, _)| area.holds(guest, 1));
-        inside.then(|| HOST + (guest - self.layout.memory))
-    }
-
-    fn register(&mut self, area: Area) -> bool {
-        let region = self.made.register(self.layout, area);
-        self.regions.extend(region.map(|region| (area, region)));
-        region.is_some()
-    }
-
-    fn unregister(&mut self, area: Area) -> bool {
-        let Some(place) = self.regions.iter().position(|(known, _)| *known == area) else { return false };
-        let done = self.made.iommu.unregister_memory(VM, self.regions[place].1).is_ok();
-        if done {
-            self.regions.remove(place);
-        }
-        done
-    }
-
     fn starve(&mut self, starved: bool) {
         let (tables, views) = (self.made.iommu.driver().pool(), self.made.calls.pool());
         if starved {
@@ -175,18 +122,7 @@ impl HostPort {
     /// Does what was arranged, if it was for this moment.
     fn reach_moment(&mut self, moment: Moment) {
         let Some((_, deed)) = self.arranged.take_if(|(when, _)| *when == moment) else { return };
-        let done = match deed {
-            Deed::Call(call) => {
-                self.answer = Some(self.second_calls(call));
-                return;
-            }
-            Deed::Write(guest, word) => {
-                self.write(guest, word);
-                true
-            }
-            Deed::Control(control) => self.control(control),
-        };
-        self.answer = Some(Answer { status: if done { SUCCESS } else { PARAMETER }, value: 0 });
+        self.answer = Some(carry_out(self, deed, |port, call| port.second_calls(call)));
     }
 
     /// Arranges for the moments that come inside a call.
@@ -257,11 +193,13 @@ impl GuestPort for HostPort {
     fn reset(&mut self) -> Result<(), Failure> {
         if self.spoilt {
             *self = Self::new(self.kind, self.layout, self.real_mode);
-        } else {
-            self.end();
-            self.begin();
         }
-        Ok(())
+        self.starve(false);
+        if std::mem::replace(&mut self.begun, true) {
+            self.stand.end()?;
+        }
+        self.first().vcpu.abandon();
+        self.stand.begin()
     }
 
     fn call(&mut self, call: Call) -> Answer {
@@ -289,27 +227,19 @@ impl GuestPort for HostPort {
     }
 
     fn copy(&mut self, device: usize, from: u64, to: u64) -> Result<(), Failure> {
-        let mut word = [0; 8];
-        let copied = self.made.phb.dma_read(REQUESTERS[device], from, &mut word);
-        let copied = copied.and_then(|()| self.made.phb.dma_write(REQUESTERS[device], to, &word));
-        if copied.is_err() {
-            self.thaw(device);
-        }
+        self.stand.ground().fetch(device, from);
+        self.stand.ground().deliver(device, to);
         Ok(())
     }
 
     fn control(&mut self, control: Control) -> bool {
         match control {
-            Control::Connect { device, liobn, page_shift } => return self.connect(device, liobn, page_shift),
-            Control::Disconnect { device } => return self.disconnect(device),
-            Control::Revoke { device } => return self.revoke(device),
-            Control::Register(area) => return self.register(area),
-            Control::Unregister(area) => return self.unregister(area),
             Control::Starve(starved) => self.starve(starved),
             Control::Deafen(deaf) => {
                 self.spoilt = true;
                 self.made.phb.set_hang(deaf.then_some(Hang::Kill));
             }
+            of_the_control_plane => return self.stand.control(of_the_control_plane),
         }
         true
     }
@@ -325,17 +255,16 @@ impl GuestPort for HostPort {
     }
 
     fn counted(&mut self) -> u64 {
-        let iommu = self.made.iommu;
-        let mapped = |region| iommu.region(VM, region).expect("a region").mapped;
-        self.regions.iter().map(|&(_, region)| mapped(region)).sum()
+        self.stand.counted().expect("no region ends by itself")
     }
 
+    /// Once a kill was not confirmed, counts say what devices may reach, and hardware is not asked.
     fn check(&mut self) -> Result<(), Failure> {
-        self.check_all()
+        if self.is_quarantined() { Ok(()) } else { self.stand.check() }
     }
 
     fn check_entry(&mut self, window: Window, entry: u64) -> Result<(), Failure> {
-        self.check_one(window, entry)
+        if self.is_quarantined() { Ok(()) } else { self.stand.check_entry(window, entry) }
     }
 
     fn requester(&self, device: usize) -> u16 {

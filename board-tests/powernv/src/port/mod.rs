@@ -1,89 +1,54 @@
 //! The guest of the hypercall rules: what it calls is `sc 1` in HV = 0, what its devices copy goes through the bridge.
 
+mod ground;
+mod lent;
+mod vcpus;
+
 use core::{
-    hint::spin_loop,
     ptr,
     sync::atomic::{AtomicPtr, Ordering},
-    time::Duration,
 };
 
-use portcullis_hal::{Clock, ConfigSpace, DmaExtent, Iova, arch::powerpc64::TimeBaseClock};
+use portcullis_hal::Iova;
 use portcullis_hypervisor::power::{
     Frame,
     guest::{FREE_START, Guest},
     guest_call::{done_in_real_mode, handle_nothing_in_real_mode},
-    scenario::{LIMIT, ensure, need, present, stopped},
-    script::{self, Op, Record, calls},
-    second::{self, SECOND},
+    registers::Lent,
+    scenario::{LIMIT, Machine, need, stopped},
+    script::{self, Op, Record},
 };
-use portcullis_iommu::{Claim, ContextHandle, EntryDriver, Error, QuiescedGroup, pci::Method};
+use portcullis_iommu::Error;
 use portcullis_ppc_tce::Generation;
 use portcullis_suite::{
     Board, DmaDevice, Event, Failure,
     hcall::{
-        Answer, Area, Call, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window,
-        call::{PARAMETER, SUCCESS},
-        stand::{self, Ground, Stand},
+        Answer, Call, Control, Deed, Finished, GuestPort, Layout, Moment, Offers, Window, port::carry_out,
+        stand::Stand,
     },
 };
 
+use self::{ground::OnBoard, vcpus::Stops};
 use crate::{
     board::{Driver, PowerNv},
+    hypervisor::Guests,
     server::{self, SEATS, Server, WINDOWS},
 };
 
 /// Where windows begin and where the guest's memory for the rules lies.
 pub(crate) const LAYOUT: Layout = Layout { window: 0, memory: FREE_START };
-/// How long devices may take to end their DMA.
-const QUIESCE_LIMIT: Duration = Duration::from_millis(500);
-/// 512 MHz on these processors.
-const TICKS_A_MICROSECOND: u64 = 512;
-/// How long the second CPU may stand still.
-const STILL_LIMIT: Duration = Duration::from_millis(50);
 /// Bytes that a device copies.
 const WORD: u32 = 8;
-/// PCI's command register, and its bit that lets a function do DMA (PCI Local Bus Specification 3.0, 6.2.2).
-const COMMAND: u16 = 4;
-const BUS_MASTER: u32 = 1 << 2;
 
 /// What no contract names: the guest did not come back, or its call never ended.
 const NO_ANSWER: Answer = Answer { status: i64::MIN, value: 0 };
-
-/// The board below the hypervisor's control plane.
-pub(crate) struct OnBoard<'a, 'b> {
-    board: &'a PowerNv<'b>,
-    guest: Guest,
-}
-
-impl Ground for OnBoard<'_, '_> {
-    fn clock(&self) -> impl Clock + '_ {
-        TimeBaseClock
-    }
-
-    fn extent(&self, area: Area) -> Option<DmaExtent> {
-        self.guest.memory().extent()?.part(area.guest, area.bytes)
-    }
-
-    /// Lets the devices go on, too: edu keeps no orders.
-    fn quiesce<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
-        &self,
-        claim: &Claim<'_, D, GROUPS, CONTEXTS, CPUS>,
-    ) -> Result<QuiescedGroup, Error> {
-        let config = self.board.config_space();
-        let proof = claim.quiesce(&config, &TimeBaseClock, Method::BusMasterOff, QUIESCE_LIMIT)?;
-        for device in (0..stand::DEVICES).filter_map(|number| self.board.device(number)) {
-            let command = config.read32(device.id(), COMMAND) & 0xffff;
-            config.write32(device.id(), COMMAND, command | BUS_MASTER);
-        }
-        Ok(proof)
-    }
-}
 
 type BoardStand<'s, 'a, 'b> =
     Stand<'s, 'a, OnBoard<'a, 'b>, Driver, server::Views, server::Memory, 32, 32, SEATS, WINDOWS>;
 
 /// A guest in HV = 0, and its hypervisor.
 pub(crate) struct BoardPort<'s, 'a, 'b> {
+    machine: &'a Guests<'a, 'b>,
     board: &'a PowerNv<'b>,
     guest: Guest,
     server: &'s Server<'a>,
@@ -93,9 +58,16 @@ pub(crate) struct BoardPort<'s, 'a, 'b> {
     begun: bool,
     arranged: Option<(Moment, Deed)>,
     answer: Option<Answer>,
-    /// When the hypervisor began and ended what was arranged last.
-    deed: [Duration; 2],
     finished: Finished,
+    /// The registers of device 0, once the guest has it in its own hands.
+    lent: Option<Lent>,
+    /// Where the vCPUs waited when they called at once.
+    stops: Stops,
+}
+
+/// The call as an operation of a script.
+pub(crate) fn operation(made: Call) -> Op {
+    script::call(made.opcode, &made.arguments)
 }
 
 impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
@@ -104,31 +76,44 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
     /// # Errors
     /// What the board lacks or the policy refuses.
     pub(crate) fn new(
-        board: &'a PowerNv<'b>,
+        machine: &'a Guests<'a, 'b>,
         guest: Guest,
         server: &'s Server<'a>,
         real_mode: bool,
     ) -> Result<Self, Error> {
+        let board = machine.board();
         let seat = board.iommu().seat(server::CONTROL_SEAT)?;
         let device = |number| board.device(number).map(DmaDevice::id).ok_or(Error::Full { capacity: number });
         let devices = [device(0)?, device(1)?];
         let ground = OnBoard { board, guest };
         let stand = Stand::new(ground, board.iommu(), &server.calls, seat, LAYOUT, devices)?;
         handle_nothing_in_real_mode(!real_mode);
-        let (arranged, answer, deed, finished) = (None, None, [Duration::ZERO; 2], Finished::default());
-        Ok(Self { board, guest, server, stand, real_mode, begun: false, arranged, answer, deed, finished })
+        Ok(Self {
+            machine,
+            board,
+            guest,
+            server,
+            stand,
+            real_mode,
+            begun: false,
+            arranged: None,
+            answer: None,
+            finished: Finished::default(),
+            lent: None,
+            stops: Stops::NONE,
+        })
     }
 
-    /// The guest.
-    pub(crate) const fn guest(&self) -> Guest {
-        self.guest
-    }
-
-    /// The context of a device that is behind a window.
-    #[track_caller]
-    pub(crate) fn context(&self, device: usize) -> Result<ContextHandle, Failure> {
-        let (_, context) = need(self.stand.behind(device), "the device is behind no window")?;
-        Ok(context)
+    /// Gives device 0 into the guest's own hands.
+    ///
+    /// # Errors
+    /// The board has no device to lend.
+    pub(crate) fn lend_device(&mut self) -> Result<(), Failure> {
+        let (registers, bytes) = need(self.machine.device_registers(), "the board has no device to lend")?;
+        // SAFETY: nobody else uses the device from here on.
+        let lent = unsafe { self.guest.lend_registers(registers, bytes) };
+        self.lent = Some(need(lent, "the registers are not whole pages")?);
+        Ok(())
     }
 
     /// Lets full contexts on the first CPU reach this port while `act` runs the guest.
@@ -137,31 +122,6 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
         let result = act();
         AT_WORK.store(ptr::null_mut(), Ordering::Release);
         result
-    }
-
-    /// Both vCPUs carry out the script that `of` has for each; what is arranged for [`Moment::HandedOver`] is done
-    /// when vCPU 0 calls REPORT.
-    pub(crate) fn run_both<S: IntoIterator<Item = Op>>(
-        &mut self,
-        of: impl Fn(usize) -> S,
-    ) -> Result<(), Failure> {
-        let guest = self.guest;
-        let loaded = stopped(guest.load(SECOND, of(SECOND)))?;
-        let run = || {
-            second::run_beside(guest, loaded, server::full_context, LIMIT, || {
-                guest.run_script(of(0), reported, LIMIT)
-            })
-        };
-        let (theirs, ours) = present(self.at_work(run))?;
-        stopped(ours)?;
-        stopped(theirs)
-    }
-
-    /// When the hypervisor began and ended what was arranged last, in ticks of the time base: less, by a microsecond
-    /// at each end.
-    pub(crate) const fn deed(&self) -> [u64; 2] {
-        let [begun, ended] = self.deed;
-        [(begun.as_micros() as u64 + 1) * TICKS_A_MICROSECOND, ended.as_micros() as u64 * TICKS_A_MICROSECOND]
     }
 
     /// vCPU 0 carries out a script to its end.
@@ -186,44 +146,7 @@ impl<'s, 'a, 'b> BoardPort<'s, 'a, 'b> {
     /// Does what was arranged, if it was for this moment.
     fn reach_moment(&mut self, moment: Moment) {
         let Some((_, deed)) = self.arranged.take_if(|(when, _)| *when == moment) else { return };
-        let done = match deed {
-            Deed::Call(call) => {
-                self.answer = Some(self.second_calls(call));
-                return;
-            }
-            Deed::Write(guest, word) => {
-                self.write(guest, word);
-                true
-            }
-            Deed::Control(control) => {
-                let begun = TimeBaseClock.now();
-                let done = self.control(control);
-                self.deed = [begun, TimeBaseClock.now()];
-                done
-            }
-        };
-        self.answer = Some(Answer { status: if done { SUCCESS } else { PARAMETER }, value: 0 });
-    }
-
-    /// Checks each 4 KiB page of the window that a device is behind; returns how many lead somewhere.
-    fn check_window(&self, window: Window, context: ContextHandle) -> Result<u64, Failure> {
-        (0..window.entries).map(|entry| self.check_pages(window, context, entry)).sum()
-    }
-
-    /// The same for one entry.
-    fn check_pages(&self, window: Window, context: ContextHandle, entry: u64) -> Result<u64, Failure> {
-        let ioba = window.ioba(entry);
-        let form = self.second_calls(Call::get(window.liobn, ioba)).value;
-        let mut live = 0;
-        for offset in (0..window.page_bytes()).step_by(0x1000) {
-            live += u64::from(self.stand.check_page(context, ioba + offset, form, offset)?.is_some());
-        }
-        Ok(live)
-    }
-
-    /// The windows that devices are behind, with their contexts.
-    fn behind(&self) -> impl Iterator<Item = (Window, ContextHandle)> {
-        (0..stand::DEVICES).filter_map(|number| self.stand.behind(number))
+        self.answer = Some(carry_out(self, deed, |port, call| port.second_calls(call)));
     }
 }
 
@@ -234,25 +157,6 @@ static AT_WORK: AtomicPtr<BoardPort<'static, 'static, 'static>> = AtomicPtr::new
 fn full_context(frame: &mut Frame) {
     reach_moment(Moment::HandedOver);
     server::serve(frame, || reach_moment(Moment::NextStep));
-}
-
-/// Handles what a script calls on the first CPU, and does what is arranged when the guest reports.
-fn reported(frame: &mut Frame) {
-    if frame.opcode() == calls::REPORT {
-        await_a_call_of_the_second();
-        reach_moment(Moment::HandedOver);
-        frame.set_status(SUCCESS as u64);
-    } else {
-        server::full_context(frame);
-    }
-}
-
-/// Waits for a while until the second CPU handles a call: a host that is busy lets it stand still at times.
-fn await_a_call_of_the_second() {
-    let (begun, handled) = (TimeBaseClock.now(), done_in_real_mode(SECOND));
-    while done_in_real_mode(SECOND) == handled && TimeBaseClock.now().saturating_sub(begun) < STILL_LIMIT {
-        spin_loop();
-    }
 }
 
 fn reach_moment(moment: Moment) {
@@ -301,34 +205,39 @@ impl GuestPort for BoardPort<'_, '_, '_> {
     }
 
     fn read(&mut self, guest: u64) -> u64 {
-        self.guest.memory().read(guest).map_or(0, u64::from_be)
+        match self.lent {
+            Some(_) => self.load(guest).unwrap_or(0),
+            None => self.guest.memory().read(guest).map_or(0, u64::from_be),
+        }
     }
 
     fn write(&mut self, guest: u64, word: u64) {
         // What is not there reads as 0, and a rule that counts on it fails.
-        let _ = self.guest.memory().write(guest, word.to_be());
+        match self.lent {
+            Some(_) => drop(self.store(guest, word)),
+            None => drop(self.guest.memory().write(guest, word.to_be())),
+        }
     }
 
     fn copy(&mut self, device: usize, from: u64, to: u64) -> Result<(), Failure> {
+        let lent = self.lent.filter(|_| device == 0);
         let device = need(self.board.device(device), "the board lacks a device")?;
+        if let Some(lent) = lent {
+            return self.copy_by_guest(lent, device, from, to);
+        }
         device.read_memory(Iova::new(from), WORD)?;
         Ok(device.write_memory(Iova::new(to), WORD)?)
     }
 
     fn control(&mut self, control: Control) -> bool {
         match control {
-            Control::Connect { device, liobn, page_shift } => self.stand.connect(device, liobn, page_shift),
-            Control::Disconnect { device } => self.stand.disconnect(device),
-            Control::Revoke { device } => self.stand.revoke(device),
-            Control::Register(area) => self.stand.register(area),
-            Control::Unregister(area) => self.stand.unregister(area),
-            Control::Starve(_) => false,
             Control::Deafen(true) => {
                 self.board.withhold_completion();
                 true
             }
             // Whatever is withheld stays so: the bridge is quarantined, and this was the last rule.
             Control::Deafen(false) => true,
+            of_the_control_plane => self.stand.control(of_the_control_plane),
         }
     }
 
@@ -348,22 +257,14 @@ impl GuestPort for BoardPort<'_, '_, '_> {
 
     /// Once a kill was not confirmed, counts say what devices may reach, and tables are not asked.
     fn check(&mut self) -> Result<(), Failure> {
-        if self.board.iommu().driver().is_quarantined() {
-            return Ok(());
-        }
-        let live: u64 = self
-            .behind()
-            .map(|(window, context)| self.check_window(window, context))
-            .sum::<Result<_, _>>()?;
-        ensure(self.counted() == live, "counts are not the entries that hardware tables hold")
+        if self.board.iommu().driver().is_quarantined() { Ok(()) } else { self.stand.check() }
     }
 
     fn check_entry(&mut self, window: Window, entry: u64) -> Result<(), Failure> {
         if self.board.iommu().driver().is_quarantined() {
             return Ok(());
         }
-        let mut contexts = self.behind().filter(|(behind, _)| *behind == window);
-        contexts.try_for_each(|(_, context)| self.check_pages(window, context, entry).map(drop))
+        self.stand.check_entry(window, entry)
     }
 
     fn requester(&self, device: usize) -> u16 {
