@@ -88,6 +88,18 @@ macro_rules! address {
                 self.bytes
             }
 
+            /// The part of `bytes` bytes from `offset`, or `None` when it is empty or reaches beyond the end.
+            #[inline(always)]
+            #[must_use]
+            pub const fn part(self, offset: u64, bytes: u64) -> Option<Self> {
+                match self.bytes.checked_sub(bytes) {
+                    Some(most) if offset <= most && bytes != 0 => {
+                        Some(Self { start: $name(self.start.0.wrapping_add(offset)), bytes })
+                    }
+                    _ => None,
+                }
+            }
+
             /// Whether all of `other` lies inside.
             #[inline]
             #[must_use]
@@ -127,6 +139,14 @@ address!(
     Iova,
     IovaRange
 );
+
+impl PhysRange {
+    /// The range of which these numbers were kept; `None` for no bytes.
+    #[inline(always)]
+    pub(crate) const fn kept(start: PhysAddr, bytes: u64) -> Option<Self> {
+        if bytes == 0 { None } else { Some(Self { start, bytes }) }
+    }
+}
 
 /// Why two numbers do not make a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,11 +45,13 @@ impl DmaExtent {
     }
 
     /// The part of `bytes` bytes from `offset`, or `None` when it is empty or reaches beyond the end.
+    #[inline(always)]
     #[must_use]
-    pub fn part(self, offset: u64, bytes: u64) -> Option<Self> {
-        let start = self.range.start().checked_add(offset)?;
-        let part = PhysRange::new(start, bytes).ok()?;
-        self.range.contains(part).then_some(Self { range: part })
+    pub const fn part(self, offset: u64, bytes: u64) -> Option<Self> {
+        match self.range.part(offset, bytes) {
+            Some(range) => Some(Self { range }),
+            None => None,
+        }
     }
 }
 
@@ -74,7 +76,7 @@ impl DmaExtentCell {
     }
 
     /// The extent, or `None` when there is none or it is being changed.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn load(&self) -> Option<DmaExtent> {
         let version = self.version.load(Ordering::Acquire);
@@ -85,7 +87,7 @@ impl DmaExtentCell {
             return None;
         }
         // Both numbers are of one extent, for which somebody vouched.
-        PhysRange::new(start, bytes).ok().map(|range| DmaExtent { range })
+        PhysRange::kept(start, bytes).map(|range| DmaExtent { range })
     }
 
     /// Puts another extent here, or none; `false`, and nothing changed, when another CPU is at it.

@@ -8,6 +8,15 @@ use crate::{
     removals::Removals,
 };
 
+/// What [`exchange_each`](EntryDriver::exchange_each) came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exchanged {
+    /// Pages whose entries were replaced.
+    pub pages: u64,
+    /// Those among them that lead somewhere now.
+    pub mapping: u64,
+}
+
 /// A driver whose entries guests change themselves, through [`Session`](crate::Session)s.
 ///
 /// Only contexts whose entries nobody changes otherwise come here, and at any moment at most one caller
@@ -44,6 +53,34 @@ pub trait EntryDriver: Driver {
         new: Option<(DmaExtent, Access)>,
         removals: &mut R,
     ) -> Result<(), Error>;
+
+    /// As [`exchange`](Self::exchange), for a page of one entry whose table exists: where the entry led. `None` when it is
+    /// not so, or in any doubt: nothing changed.
+    fn exchange_one(
+        &self,
+        permit: &Permit,
+        context: &Self::Context,
+        iova: Iova,
+        bytes: u64,
+        new: Option<(DmaExtent, Access)>,
+    ) -> Option<Option<PhysAddr>>;
+
+    /// As [`exchange`](Self::exchange), for consecutive pages, each by its own of `new`; `pages` says where, of how many bytes,
+    /// and how many at most. Ends with `new`, or before one that leads where `exchange` would refuse it.
+    ///
+    /// # Errors
+    /// As for `exchange`, of all these pages, whose tables must exist. Nothing changed.
+    fn exchange_each<R: Removals>(
+        &self,
+        permit: &Permit,
+        context: &Self::Context,
+        pages: (Iova, u64, u64),
+        new: impl Iterator<Item = Option<(DmaExtent, Access)>>,
+        removals: &mut R,
+    ) -> Result<Exchanged, Error>;
+
+    /// Bytes of the page that one entry leads to: guest pages are multiples of it.
+    fn page_bytes(&self, context: &Self::Context) -> u64;
 
     /// Whether hardware can put the address `last`, and all below it, on the bus. Where not, `exchange` refuses.
     fn reaches(&self, context: &Self::Context, last: PhysAddr) -> bool;

@@ -7,7 +7,7 @@
 use core::{cell::Cell, ptr, time::Duration};
 
 use portcullis_hal::{
-    Access, Clock, GuestPhysRange, Iova, PhysAddr,
+    Access, Clock, GuestPhysAddr, GuestPhysRange, Iova, PhysAddr,
     seats::{self, Present},
     sync::Ordering,
 };
@@ -18,9 +18,10 @@ use crate::{
     entries::EntryDriver,
     error::Error,
     group::VmId,
-    memory::{Owed, REGIONS, RegionPart, Shard, Tokens},
+    memory::{Owed, REGIONS, RegionPart, SeenRegion, Shard, Tokens},
     ownership::Owner,
     policy::Iommu,
+    removals::Removals,
 };
 
 /// CPUs that may have a seat, unless an [`Iommu`] says otherwise. One for the model checker, which tracks
@@ -132,10 +133,28 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// [`Error::Busy`] while it is being decided whether its region ends.
     #[inline(always)]
     pub fn memory(&self, hint: u32, guest: GuestPhysRange) -> Result<RegionPart<'_>, Error> {
+        self.region(hint, guest)?.part(guest).ok_or(Error::NotRegistered { guest })
+    }
+
+    /// As [`memory`](Self::memory), if it is in the region in slot `hint`.
+    #[inline(always)]
+    pub fn memory_at(&self, hint: u32, guest: GuestPhysRange) -> Option<RegionPart<'_>> {
         let found = self.found.get();
-        let part = self.iommu.memory.look(hint, found, &self.vm, guest)?;
-        self.found.set(found | 1 << (part.slot() % u64::BITS));
-        Ok(part)
+        let part = self.iommu.memory.look_at(hint, found, &self.vm, guest)?.part(guest)?;
+        self.found.set(found | 1 << (hint % u64::BITS));
+        Some(part)
+    }
+
+    /// The region that holds `guest`, for who wants more than one part of it; else as [`memory`](Self::memory).
+    ///
+    /// # Errors
+    /// As [`memory`](Self::memory).
+    #[inline(always)]
+    pub fn region(&self, hint: u32, guest: GuestPhysRange) -> Result<SeenRegion<'_>, Error> {
+        let found = self.found.get();
+        let region = self.iommu.memory.look(hint, found, &self.vm, guest)?;
+        self.found.set(found | 1 << (region.slot() % u64::BITS));
+        Ok(region)
     }
 
     /// A context of the VM whose entries its hypercalls change. The first call that asks so decides it: from
@@ -146,6 +165,28 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     /// [`Error::OwnedByHost`]; [`Error::OtherBacking`] when others map in it.
     #[inline(always)]
     pub fn context(&self, handle: ContextHandle) -> Result<Inside<'_, D>, Error> {
+        match self.entries_of(handle) {
+            Some(inside) => Ok(inside),
+            None => self.judged(handle),
+        }
+    }
+
+    /// As [`context`](Self::context), if it was decided before that hypercalls change its entries.
+    #[inline(always)]
+    pub fn entries_of(&self, handle: ContextHandle) -> Option<Inside<'_, D>> {
+        let number = handle.slot as usize;
+        let (state, behind) = (self.present.beside(number)?, self.present.pass(number)?);
+        let context = behind.as_ref().filter(|context| context.owner == Owner::Guest(self.vm))?;
+        if !state.is_of(handle) || !context.backing.is_entries() {
+            return None;
+        }
+        Some(Inside { session: &self.vm, context, state, slot: handle.slot })
+    }
+
+    /// A context whose entries no session has changed yet; or why none will.
+    #[cold]
+    #[inline(never)]
+    fn judged(&self, handle: ContextHandle) -> Result<Inside<'_, D>, Error> {
         let stale = Error::Stale { slot: handle.slot };
         let number = handle.slot as usize;
         let state = self.present.beside(number).ok_or(stale)?;
@@ -162,7 +203,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     }
 
     /// A place for what [`exchange`](Self::exchange) takes out.
-    #[inline]
+    #[inline(always)]
     pub fn owed(&self) -> Owed<'_, CPUS> {
         Owed::new(&self.iommu.memory, self.shard)
     }
@@ -203,6 +244,12 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     pub fn provide_tables(&self, inside: &Inside<'_, D>, iova: Iova, bytes: u64) -> Result<(), Error> {
         self.bit_of(inside)?;
         self.iommu.driver.provide(&Permit::new(), &inside.context.tables, iova, bytes)
+    }
+
+    /// Bytes of the page of one entry.
+    #[inline(always)]
+    pub fn page_bytes(&self, inside: &Inside<'_, D>) -> u64 {
+        self.iommu.driver.page_bytes(&inside.context.tables)
     }
 
     /// Whether hardware reaches all of this memory: else [`exchange`](Self::exchange) refuses it.
@@ -254,9 +301,88 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
         }
         driver.exchange(&Permit::new(), tables, iova, bytes, Some((part.extent(), access)), owed)?;
         self.unkilled.set(self.unkilled.get() | bit);
+        self.count_in(part, bytes);
+        Ok(())
+    }
+
+    /// As [`exchange`](Self::exchange), for consecutive guest pages, each by its own of `new`; `pages` says where, of how
+    /// many bytes, and how many at most. `new` names pages of one region by the guest's addresses. Ends with `new`, or before one that
+    /// `exchange` would refuse; returns how many pages were replaced.
+    ///
+    /// # Errors
+    /// As for `exchange`. Nothing changed.
+    #[inline(always)]
+    pub fn exchange_run(
+        &self,
+        inside: &Inside<'_, D>,
+        pages @ (_, bytes, _): (Iova, u64, u64),
+        region: &SeenRegion<'_>,
+        new: impl Iterator<Item = Option<(GuestPhysAddr, Access)>>,
+        owed: &mut Owed<'_, CPUS>,
+    ) -> Result<u64, Error> {
+        let bit = self.bit_of(inside)?;
+        if !owed.is_of(self.shard) || !region.is_of(&self.vm) {
+            return Err(Error::Stale { slot: inside.slot });
+        }
+        let page = |new| match new {
+            Some((guest, access)) => region.extent_of(guest, bytes).map(|extent| Some((extent, access))),
+            None => Some(None),
+        };
+        let (permit, tables) = (Permit::new(), &inside.context.tables);
+        let new = new.map_while(page);
+        let exchanged = self.iommu.driver.exchange_each(&permit, tables, pages, new, owed)?;
+        self.unkilled.set(self.unkilled.get() | bit);
+        self.shard.count_in(region.slot(), Tokens::of_entries(bytes.wrapping_mul(exchanged.mapping)));
+        self.shard.remember(region.slot());
+        Ok(exchanged.pages)
+    }
+
+    /// Replaces the entry of one page by one that leads to `new`, or nowhere, as [`exchange`](Self::exchange) does; says
+    /// so by `done`; then makes hardware forget what was there and counts it out. `None` where that does not go by one
+    /// store: then nothing changed, and `exchange` does it, or says what is wrong.
+    ///
+    /// # Errors
+    /// As for [`kill`](Self::kill): the entry is replaced, and what was there is never counted out.
+    #[inline(always)]
+    pub fn replace(
+        &self,
+        inside: &Inside<'_, D>,
+        iova: Iova,
+        bytes: u64,
+        new: Option<(&RegionPart<'_>, Access)>,
+        done: impl FnOnce(),
+    ) -> Option<Result<(), Error>> {
+        let bit = self.bit_of(inside).ok()?;
+        let fits = |part: &RegionPart<'_>| part.is_of(&self.vm) && part.extent().bytes() == bytes;
+        if new.is_some_and(|(part, _)| !fits(part)) {
+            return None;
+        }
+        let leaf = new.map(|(part, access)| (part.extent(), access));
+        let tables = &inside.context.tables;
+        let old = self.iommu.driver.exchange_one(&Permit::new(), tables, iova, bytes, leaf)?;
+        let owed = old.map(|start| {
+            let mut owed = self.owed();
+            owed.removed(start, bytes);
+            owed
+        });
+        if let Some((part, _)) = new {
+            self.count_in(part, bytes);
+        }
+        done();
+        let killed = self.killed(inside);
+        match (killed, owed) {
+            (Ok(()), Some(owed)) => owed.count_out(),
+            (Ok(()), None) => {}
+            (Err(_), _) => self.unkilled.set(self.unkilled.get() | bit),
+        }
+        Some(killed)
+    }
+
+    /// Counts an entry in that was made.
+    #[inline(always)]
+    fn count_in(&self, part: &RegionPart<'_>, bytes: u64) {
         self.shard.count_in(part.slot(), Tokens::of_entries(bytes));
         self.shard.remember(part.slot());
-        Ok(())
     }
 
     /// Makes hardware forget what any device has cached of the context, and waits for it, under the
@@ -269,15 +395,18 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     #[inline(always)]
     pub fn kill(&self, inside: &Inside<'_, D>) -> Result<(), Error> {
         let bit = self.bit_of(inside)?;
+        self.killed(inside)?;
+        self.unkilled.set(self.unkilled.get() & !bit);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn killed(&self, inside: &Inside<'_, D>) -> Result<(), Error> {
         if !inside.state.may_be_walked() {
-            self.unkilled.set(self.unkilled.get() & !bit);
             return Ok(());
         }
         match self.iommu.driver.kill(&Permit::new(), &inside.context.tables) {
-            Outcome::Done => {
-                self.unkilled.set(self.unkilled.get() & !bit);
-                Ok(())
-            }
+            Outcome::Done => Ok(()),
             Outcome::Quarantined { error } => {
                 inside.state.poisoned.store(true, Ordering::Release);
                 Err(error)

@@ -1,6 +1,6 @@
 //! Security contexts of this driver: one window, one tree of tables.
 
-use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, PhysAddr, TableMemory};
+use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, PhysAddr, TableMemory, sync::AtomicU64};
 use portcullis_iommu::{Aperture, Error, PageSizes};
 
 use crate::{
@@ -70,7 +70,7 @@ pub struct Context {
     first_entry: u64,
     /// Bits of an address inside its page.
     page_mask: u64,
-    /// Bytes from the start of the window before the first MSI.
+    /// Bytes of whole pages from the start of the window before the first MSI.
     plain_bytes: u64,
 }
 
@@ -79,7 +79,8 @@ impl Context {
         let page_size = table.geometry().page_size();
         let first_entry = offset_in_window(range.start()) >> page_size.shift();
         let page_mask = page_size.bytes() - 1;
-        Self { id, table, range, window, first_entry, page_mask, plain_bytes: plain_bytes(range) }
+        let plain_bytes = plain_bytes(range) & !page_mask;
+        Self { id, table, range, window, first_entry, page_mask, plain_bytes }
     }
 
     /// What can be mapped.
@@ -119,6 +120,32 @@ impl Context {
     #[inline]
     pub(crate) const fn index(&self, iova: Iova) -> u64 {
         offset_in_window(iova) >> self.page_size().shift()
+    }
+
+    /// Bytes of the page of one entry.
+    #[inline]
+    pub(crate) const fn page_bytes(&self) -> u64 {
+        self.page_mask + 1
+    }
+
+    /// The cell of the one entry of a range that is one page before the first MSI, and leads to `page`; `None` where it is
+    /// not so, or the table is missing.
+    #[inline(always)]
+    pub(crate) fn single<'p, M: TableMemory>(
+        &self,
+        pool: &'p PagePool<M>,
+        iova: Iova,
+        bytes: u64,
+        page: PhysAddr,
+    ) -> Option<&'p AtomicU64> {
+        let offset = iova.as_u64().wrapping_sub(self.range.start().as_u64());
+        if bytes != self.page_bytes() || offset >= self.plain_bytes {
+            return None;
+        }
+        if (offset | page.as_u64()) & self.page_mask != 0 {
+            return None;
+        }
+        self.table.cell(pool, self.first_entry + (offset >> self.page_size().shift()))
     }
 
     /// The entries of a range that can be mapped, to memory from `page` on. What lies in the window lies in the tree, too: its

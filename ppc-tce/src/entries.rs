@@ -1,9 +1,9 @@
 //! Entries that guests change by hypercalls.
 
 use portcullis_hal::{Access, CacheMaintenance, Clock, DmaExtent, Iova, PhysAddr, RegisterIo, TableMemory};
-use portcullis_iommu::{EntryDriver, Error, Outcome, Permit, Removals};
+use portcullis_iommu::{EntryDriver, Error, Exchanged, Outcome, Permit, Removals};
 
-use crate::{context::Context, driver::TceIommu, firmware::Firmware, spec::tce::Tce};
+use crate::{context::Context, driver::TceIommu, firmware::Firmware, spec::tce::Tce, table::put};
 
 impl<F, R, M, C, K, const DEVICES: usize> EntryDriver for TceIommu<F, R, M, C, K, DEVICES>
 where
@@ -22,7 +22,7 @@ where
         context.table.provide(&self.pool, context.entries(iova, bytes, PhysAddr::new(0))?)
     }
 
-    #[inline(always)]
+    #[inline]
     fn exchange<T: Removals>(
         &self,
         _: &Permit,
@@ -42,6 +42,58 @@ where
     }
 
     #[inline(always)]
+    fn exchange_one(
+        &self,
+        _: &Permit,
+        context: &Context,
+        iova: Iova,
+        bytes: u64,
+        new: Option<(DmaExtent, Access)>,
+    ) -> Option<Option<PhysAddr>> {
+        let (page, tce) = match new {
+            Some((extent, access)) => (extent.start(), self.leaf(extent, access).ok()?),
+            None => (PhysAddr::new(0), Tce::EMPTY),
+        };
+        let old = put(context.single(&self.pool, iova, bytes, page)?, tce);
+        Some(old.is_valid().then(|| old.address()))
+    }
+
+    #[inline(always)]
+    fn exchange_each<T: Removals>(
+        &self,
+        permit: &Permit,
+        context: &Context,
+        (iova, bytes, count): (Iova, u64, u64),
+        new: impl Iterator<Item = Option<(DmaExtent, Access)>>,
+        removals: &mut T,
+    ) -> Result<Exchanged, Error> {
+        let all = bytes.checked_mul(count).ok_or(Error::OutsideAperture { iova, bytes })?;
+        let entries = context.entries(iova, all, PhysAddr::new(0))?;
+        if bytes == context.page_bytes() {
+            let leaf = |new| match new {
+                Some((extent, access)) => self.page(context, extent, access),
+                None => Some(Tce::EMPTY),
+            };
+            return context.table.replace_each(&self.pool, entries, new.map_while(leaf), removals);
+        }
+        let mut exchanged = Exchanged::default();
+        for (number, new) in (0..count).zip(new) {
+            let page = Iova::new(iova.as_u64().wrapping_add(bytes.wrapping_mul(number)));
+            if self.exchange(permit, context, page, bytes, new, removals).is_err() {
+                break;
+            }
+            exchanged.pages = number + 1;
+            exchanged.mapping += u64::from(new.is_some());
+        }
+        Ok(exchanged)
+    }
+
+    #[inline(always)]
+    fn page_bytes(&self, context: &Context) -> u64 {
+        context.page_bytes()
+    }
+
+    #[inline(always)]
     fn reaches(&self, _: &Context, last: PhysAddr) -> bool {
         last.as_u64() <= self.last_real
     }
@@ -49,5 +101,21 @@ where
     #[inline(always)]
     fn kill(&self, _: &Permit, context: &Context) -> Outcome {
         Outcome::from(self.kill_context(context))
+    }
+}
+
+impl<F, R, M, C, K, const DEVICES: usize> TceIommu<F, R, M, C, K, DEVICES>
+where
+    F: Firmware,
+    R: RegisterIo,
+    M: TableMemory,
+    C: Clock,
+    K: CacheMaintenance,
+{
+    /// The entry for the page that begins an extent, unless it is one that no entry can lead to.
+    #[inline(always)]
+    fn page(&self, context: &Context, extent: DmaExtent, access: Access) -> Option<Tce> {
+        let in_page = extent.start().as_u64() & (context.page_bytes() - 1);
+        if in_page != 0 { None } else { self.leaf(extent, access).ok() }
     }
 }

@@ -4,15 +4,25 @@
 mod guest;
 mod machine;
 
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::Duration,
+};
+
 use guest::{
-    BIG, Guest, LIOBN, NEXT, PARAMETER, SMALL, SUCCESS, calls, counted, for_ever, leads_to, register, window,
+    BIG, Guest, LIOBN, LIST, NEXT, PARAMETER, SMALL, SUCCESS, calls, counted, for_ever, leads_to, register,
+    window,
 };
 use machine::{GIB, KINDS, Machine, PAGE, QuiesceAndAttach, VM, spec};
-use portcullis_hal::{IoPageSize, Iova};
+use portcullis_hal::{Clock, IoPageSize, Iova};
 use portcullis_iommu::{Error, VmId};
 use portcullis_ppc_tce::{
     ContextSpec,
-    hcall::{HcallError, Liobn, PLACES, RealMode, Reply, Vcpu, Why, WindowSpec, opcode},
+    hcall::{HcallError, Liobn, PLACES, Patience, RealMode, Reply, Vcpu, Why, WindowSpec, opcode},
 };
 
 const RW: u64 = 3;
@@ -259,4 +269,87 @@ fn d55_who_ends_a_window_waits_for_calls_that_are_under_way_and_may_come_again()
     assert_eq!(gone.status(), PARAMETER, "no call finds it any more");
     guest.remove(VM, LIOBN).expect("nobody is inside");
     assert_eq!((counted(&guest), leads_to(machine, context, 0)), ([0; 3], None));
+}
+
+#[test]
+fn d56_a_table_of_which_one_guest_page_would_be_too_many_pages_is_refused() {
+    let machine = Machine::new(KINDS[1]);
+    let calls = calls(&machine);
+    let mut guest = Guest::new(&machine, &calls);
+    let (_, claim) = guest.loose_device(0x100, IoPageSize::SIZE_4K);
+    let mut connect = |page_shift| {
+        calls.register(VM, LIOBN, &WindowSpec { page_shift, ..window() }).expect("a window");
+        let connected = guest.connect(&claim);
+        guest.remove(VM, LIOBN).expect("a window");
+        connected
+    };
+    for page_shift in [25, 30] {
+        let large = IoPageSize::from_shift(page_shift).expect("a page");
+        assert_eq!(connect(page_shift), Err(HcallError::GuestPageTooLarge { guest: large, bytes: PAGE }));
+    }
+    assert_eq!(connect(24), Ok(()), "4096 pages");
+}
+
+/// Shows later times; at the end of a number of looks lets somebody go and waits until they have gone.
+struct Releasing {
+    looks: AtomicU64,
+    left: AtomicU64,
+    let_go: Mutex<(Sender<()>, Receiver<i64>)>,
+}
+
+impl Clock for Releasing {
+    fn now(&self) -> Duration {
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let let_go = self.let_go.lock().expect("no thread died");
+            let_go.0.send(()).expect("somebody waits");
+            assert_eq!(let_go.1.recv(), Ok(SUCCESS));
+        }
+        Duration::from_micros(self.looks.fetch_add(1, Ordering::SeqCst))
+    }
+}
+
+#[test]
+fn d57_connecting_waits_for_a_contended_entry_with_all_its_patience() {
+    let (machine, calls, views, _) = for_ever(KINDS[1]);
+    let mut guest = Guest::with_window(machine, calls);
+    let (context, claim) = guest.loose_device(0x100, IoPageSize::SIZE_4K);
+    // The list is put into two tables of the view: entries of the first are taken while the second is looked up.
+    let second_table = 512 * PAGE;
+    let pages: Vec<_> = (0..8).map(|page| (BIG.0 + page * PAGE) | RW).collect();
+    let call = [LIOBN.0.into(), second_table - 4 * PAGE, LIST, 8];
+    assert_eq!(guest.indirect(call[1], &pages), SUCCESS);
+    for uses in 1..100 {
+        let mut other = Guest::on_cpu(machine, calls, 1, guest.regions);
+        let ((go, gone), (done, finished)) = (channel(), channel());
+        let clock = Releasing { looks: 0.into(), left: u64::MAX.into(), let_go: Mutex::new((go, finished)) };
+        let in_replay = views.clone();
+        views.after(1, move || {
+            let (inside, heard) = channel();
+            let end = inside.clone();
+            in_replay.after(uses, move || {
+                inside.send(true).expect("somebody listens");
+                gone.recv().expect("somebody lets us go");
+            });
+            std::thread::spawn(move || {
+                let put = other.virt(opcode::PUT_TCE_INDIRECT, call).status();
+                drop(other);
+                let _ = end.send(false);
+                let _ = done.send(put);
+            });
+            assert_eq!(heard.recv(), Ok(true), "no use found an entry taken");
+        });
+        clock.left.store(100, Ordering::SeqCst);
+        let patience = Patience { clock: &clock, limit: Duration::from_millis(5) };
+        let connected = calls.connect(&mut guest.seat, &claim, VM, LIOBN, patience);
+        assert_eq!(connected, Ok(()));
+        assert_eq!(leads_to(machine, context, call[1]), Some(0));
+        if clock.left.load(Ordering::SeqCst) > 100 {
+            return;
+        }
+        while clock.left.load(Ordering::SeqCst) <= 100 {
+            let _ = clock.now();
+        }
+        guest.disconnect(context).expect("a connection");
+    }
+    panic!("no use found an entry taken");
 }

@@ -31,7 +31,10 @@ use self::{
     region::{Counted, Region, Seen},
     tokens::UNIT,
 };
-pub use self::{owed::Owed, seen::RegionPart};
+pub use self::{
+    owed::Owed,
+    seen::{RegionPart, SeenRegion},
+};
 pub(crate) use self::{shards::Shard, tokens::Tokens};
 use crate::{error::Error, group::VmId};
 
@@ -205,14 +208,18 @@ impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
         Some(Taken { region, slot, counted: region.take(vm, guest)? })
     }
 
+    /// The memory of the region in a slot, if it is open: then it does not end before the caller's session.
+    #[inline(always)]
+    fn open_extent(&self, slot: u32) -> Option<DmaExtent> {
+        self.regions.get(slot as usize)?.open_extent()
+    }
+
     /// Whether the region in a slot holds all of this host memory.
-    #[inline]
+    #[inline(always)]
     fn holds(&self, slot: u32, start: PhysAddr, bytes: u64) -> bool {
-        let holds = |extent: DmaExtent| {
-            let offset = start.as_u64().wrapping_sub(extent.start().as_u64());
-            offset < extent.bytes() && bytes <= extent.bytes() - offset
-        };
-        self.regions.get(slot as usize).and_then(Region::extent).is_some_and(holds)
+        let part =
+            |extent: DmaExtent| extent.part(start.as_u64().wrapping_sub(extent.start().as_u64()), bytes);
+        self.regions.get(slot as usize).and_then(Region::extent).and_then(part).is_some()
     }
 
     /// The first region, in the order of host memory, that does not end before `address`. Exact for

@@ -1,6 +1,8 @@
 //! What a session took out of each region, kept until hardware has confirmed it.
 
-use portcullis_hal::PhysAddr;
+use core::mem;
+
+use portcullis_hal::{DmaExtent, PhysAddr};
 
 use super::{REGIONS, RegisteredMemory, shards::Shard, tokens::Tokens};
 use crate::removals::Removals;
@@ -16,16 +18,26 @@ const _: () = assert!(REGIONS <= 64);
 pub struct Owed<'a, const CPUS: usize> {
     memory: &'a RegisteredMemory<REGIONS, CPUS>,
     shard: &'a Shard<REGIONS>,
-    /// Slot and tokens of the region that was met first.
-    first: Option<(u32, Tokens)>,
+    units: Units,
+}
+
+/// What is owed, in a value that calls take and give back: behind a reference it would lie in memory for all of the
+/// usual call, which needs no call.
+struct Units {
+    /// Slot of the region that was met first; before that, of the one that this CPU used last.
+    slot: u32,
+    /// Its memory, if it does not end before the session.
+    host: Option<DmaExtent>,
+    /// Tokens of that region.
+    first: Tokens,
     /// Slots of the other regions, whose tokens the shard holds.
     others: u64,
 }
 
 impl<'a, const CPUS: usize> Owed<'a, CPUS> {
-    #[inline]
-    pub(crate) const fn new(memory: &'a RegisteredMemory<REGIONS, CPUS>, shard: &'a Shard<REGIONS>) -> Self {
-        Self { memory, shard, first: None, others: 0 }
+    #[inline(always)]
+    pub(crate) fn new(memory: &'a RegisteredMemory<REGIONS, CPUS>, shard: &'a Shard<REGIONS>) -> Self {
+        Self { memory, shard, units: Units::of(memory, shard.last()) }
     }
 
     /// Whether it is of the CPU that this shard belongs to.
@@ -35,75 +47,113 @@ impl<'a, const CPUS: usize> Owed<'a, CPUS> {
     }
 
     /// Hardware has confirmed that nothing is reached through these entries any more.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count_out(mut self) {
-        if let Some((slot, tokens)) = self.first.take() {
-            self.shard.count_out(slot, tokens);
+        let Units { slot, first, others, .. } = mem::replace(&mut self.units, Units::NONE);
+        if first.count() != 0 {
+            self.shard.count_out(slot, first);
         }
-        if self.others != 0 {
-            self.count_others_out();
-        }
-    }
-
-    #[inline(never)]
-    fn count_others_out(&mut self) {
-        while let Some((slot, tokens)) = self.next_other() {
-            self.shard.count_out(slot, tokens);
+        if others != 0 {
+            count_others_out(self.shard, others);
         }
     }
+}
 
-    fn next_other(&mut self) -> Option<(u32, Tokens)> {
-        if self.others == 0 {
-            return None;
-        }
-        let slot = self.others.trailing_zeros();
-        self.others &= self.others.wrapping_sub(1);
-        Some((slot, self.shard.take_owed(slot)))
+impl Units {
+    const NONE: Self = Self { slot: 0, host: None, first: Tokens::NONE, others: 0 };
+
+    /// None yet, to begin with the region in a slot.
+    #[inline(always)]
+    fn of<const CPUS: usize>(memory: &RegisteredMemory<REGIONS, CPUS>, slot: u32) -> Self {
+        Self { slot, host: memory.open_extent(slot), first: Tokens::NONE, others: 0 }
     }
 
-    #[inline]
-    fn count(&mut self, slot: u32, tokens: Tokens) {
-        match &mut self.first {
-            Some((counted, more)) if *counted == slot => more.join(tokens),
-            Some(_) => {
-                self.others |= 1 << (slot % u64::BITS);
-                self.shard.owe(slot, tokens);
-            }
-            none => *none = Some((slot, tokens)),
+    /// Whether memory is all of the region that was met first.
+    #[inline(always)]
+    fn holds(&self, start: PhysAddr, bytes: u64) -> bool {
+        let offset = |host: &DmaExtent| start.as_u64().wrapping_sub(host.start().as_u64());
+        self.host.is_some_and(|host| host.part(offset(&host), bytes).is_some())
+    }
+
+    fn count<const CPUS: usize>(
+        &mut self,
+        memory: &RegisteredMemory<REGIONS, CPUS>,
+        shard: &Shard<REGIONS>,
+        slot: u32,
+        tokens: Tokens,
+    ) {
+        if self.first.count() == 0 {
+            *self = Self { others: self.others, ..Self::of(memory, slot) };
+        }
+        if slot == self.slot {
+            self.first.join(tokens);
+        } else {
+            self.others |= 1 << (slot % u64::BITS);
+            shard.owe(slot, tokens);
         }
     }
 
     /// Counts a run of memory that begins in another region than the last one, or ends there.
+    #[cold]
     #[inline(never)]
-    fn count_run(&mut self, start: PhysAddr, bytes: u64) {
-        let (memory, shard) = (self.memory, self.shard);
+    fn and_run<const CPUS: usize>(
+        mut self,
+        memory: &RegisteredMemory<REGIONS, CPUS>,
+        shard: &Shard<REGIONS>,
+        start: PhysAddr,
+        bytes: u64,
+    ) -> Self {
         memory.each_region(start, bytes, |slot, bytes| {
             shard.remember(slot);
-            self.count(slot, Tokens::of_removed(bytes));
+            self.count(memory, shard, slot, Tokens::of_removed(bytes));
         });
+        self
     }
 }
 
 impl<const CPUS: usize> Removals for Owed<'_, CPUS> {
     const WANTED: bool = true;
 
-    #[inline]
+    #[inline(always)]
     fn removed(&mut self, start: PhysAddr, bytes: u64) {
-        let hint = self.first.as_ref().map_or_else(|| self.shard.last(), |(slot, _)| *slot);
-        if self.memory.holds(hint, start, bytes) {
-            self.count(hint, Tokens::of_removed(bytes));
+        if self.units.holds(start, bytes) {
+            self.units.first.join(Tokens::of_removed(bytes));
         } else {
-            self.count_run(start, bytes);
+            let units = mem::replace(&mut self.units, Units::NONE);
+            self.units = units.and_run(self.memory, self.shard, start, bytes);
         }
     }
 }
 
 impl<const CPUS: usize> Drop for Owed<'_, CPUS> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        if self.others != 0 {
-            // The next session must not find them in its shard.
-            while self.next_other().is_some() {}
+        if self.units.others != 0 {
+            forget_others(self.shard, self.units.others);
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn count_others_out(shard: &Shard<REGIONS>, mut others: u64) {
+    while let Some((slot, tokens)) = next_other(shard, &mut others) {
+        shard.count_out(slot, tokens);
+    }
+}
+
+/// The next session must not find them in its shard.
+#[cold]
+#[inline(never)]
+fn forget_others(shard: &Shard<REGIONS>, mut others: u64) {
+    while next_other(shard, &mut others).is_some() {}
+}
+
+fn next_other(shard: &Shard<REGIONS>, others: &mut u64) -> Option<(u32, Tokens)> {
+    if *others == 0 {
+        return None;
+    }
+    let slot = others.trailing_zeros();
+    *others &= others.wrapping_sub(1);
+    Some((slot, shard.take_owed(slot)))
 }

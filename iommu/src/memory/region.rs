@@ -68,7 +68,7 @@ pub(super) struct Counted {
 
 /// All addresses and the length, or-ed: aligned to what all of them are aligned to.
 #[inline]
-const fn alignment(guest: u64, extent: DmaExtent) -> u64 {
+pub(super) const fn alignment(guest: u64, extent: DmaExtent) -> u64 {
     guest | extent.start().as_u64() | extent.bytes()
 }
 
@@ -189,18 +189,23 @@ impl Region {
         self.see().is_some_and(|seen| seen.owner == vm && seen.guest.contains(range))
     }
 
-    /// Looks into the region without counting; `None` when the range is not here or the region is closed.
-    /// In a session nothing changes here any more once it was found open: `again` says that it was, and then it is
-    /// found even if it was closed since.
+    /// Looks into the region without counting: where it begins for the guest, and its memory; `None` when it is another
+    /// VM's or closed. In a session nothing changes here any more once it was found open: `again` says that it was, and
+    /// then it is found even if it was closed since.
     #[inline(always)]
-    pub(super) fn look(&self, again: bool, vm: VmId, range: GuestPhysRange) -> Option<(DmaExtent, u64)> {
-        if (!again && self.state.load(LOOK) & CLOSED != 0) || self.owner.load(Ordering::Relaxed) != vm.0 {
+    pub(super) fn look(&self, again: bool, vm: VmId) -> Option<(u64, DmaExtent)> {
+        let closed = self.state.load(LOOK) & CLOSED != 0;
+        if (closed && !again) || self.owner.load(Ordering::Relaxed) != vm.0 {
             return None;
         }
         let extent = self.extent.load()?;
-        let guest = self.guest.load(Ordering::Relaxed);
-        let part = extent.part(range.start().as_u64().checked_sub(guest)?, range.bytes())?;
-        Some((part, alignment(guest, extent)))
+        Some((self.guest.load(Ordering::Relaxed), extent))
+    }
+
+    /// The host memory of an open region, for a session.
+    #[inline(always)]
+    pub(super) fn open_extent(&self) -> Option<DmaExtent> {
+        if self.state.load(LOOK) & CLOSED != 0 { None } else { self.extent.load() }
     }
 
     /// Fills an empty slot and opens it.

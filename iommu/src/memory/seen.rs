@@ -1,9 +1,20 @@
 //! Registered memory as sessions look at it: without counting.
 
-use portcullis_hal::{DmaExtent, GuestPhysRange, IoPageSize};
+use portcullis_hal::{DmaExtent, GuestPhysAddr, GuestPhysRange, IoPageSize};
 
 use super::{RegisteredMemory, region, tokens::UNIT};
 use crate::{error::Error, group::VmId};
+
+/// A region of registered memory, found by a session. No region ends while a session lives that found it open.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenRegion<'a> {
+    /// The session that found it.
+    session: &'a VmId,
+    /// Where it begins for the guest.
+    guest: u64,
+    extent: DmaExtent,
+    slot: u32,
+}
 
 /// Host memory behind a guest range inside one region. No region ends while a session lives that found
 /// it open.
@@ -15,6 +26,61 @@ pub struct RegionPart<'a> {
     /// All addresses and the length of the region, or-ed.
     alignment: u64,
     slot: u32,
+}
+
+impl<'a> SeenRegion<'a> {
+    /// Slot of the region: a hint for the next look.
+    #[inline]
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// All of it.
+    #[inline]
+    #[must_use]
+    pub const fn whole(&self) -> RegionPart<'a> {
+        self.of(self.extent)
+    }
+
+    /// The host memory behind a guest range in whole 4 KiB pages, if all of it lies in the region: nothing is looked up.
+    #[inline(always)]
+    #[must_use]
+    pub const fn part(&self, guest: GuestPhysRange) -> Option<RegionPart<'a>> {
+        if !guest.is_aligned(IoPageSize::SIZE_4K) {
+            return None;
+        }
+        match self.extent_of(guest.start(), guest.bytes()) {
+            Some(extent) => Some(self.of(extent)),
+            None => None,
+        }
+    }
+
+    /// The host memory behind `bytes` bytes of the guest's, if all of it lies in the region.
+    #[inline(always)]
+    pub(crate) const fn extent_of(&self, guest: GuestPhysAddr, bytes: u64) -> Option<DmaExtent> {
+        // Below the region the offset is larger than any region.
+        self.extent.part(guest.as_u64().wrapping_sub(self.guest), bytes)
+    }
+
+    /// Whether this session found it.
+    #[inline]
+    pub(crate) fn is_of(&self, session: &VmId) -> bool {
+        core::ptr::eq(self.session, session)
+    }
+
+    /// Whether all of `bytes` bytes of the guest's from `guest` on lie in the region.
+    #[inline(always)]
+    #[must_use]
+    pub const fn holds(&self, guest: GuestPhysAddr, bytes: u64) -> bool {
+        self.extent_of(guest, bytes).is_some()
+    }
+
+    #[inline(always)]
+    const fn of(&self, extent: DmaExtent) -> RegionPart<'a> {
+        let alignment = region::alignment(self.guest, self.extent);
+        RegionPart { session: self.session, extent, alignment, slot: self.slot }
+    }
 }
 
 impl RegionPart<'_> {
@@ -54,7 +120,7 @@ impl RegionPart<'_> {
 }
 
 impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
-    /// Finds the memory behind `guest` for a session of `vm`, in the region in slot `hint` or in another. Those of
+    /// Finds the region that holds `guest` for a session of `vm`, in slot `hint` or in another. Those of
     /// `found`, a bit for each slot, were found by the session before.
     #[inline(always)]
     pub(crate) fn look<'a>(
@@ -63,20 +129,21 @@ impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
         found: u64,
         vm: &'a VmId,
         guest: GuestPhysRange,
-    ) -> Result<RegionPart<'a>, Error> {
+    ) -> Result<SeenRegion<'a>, Error> {
         match self.look_at(hint, found, vm, guest) {
-            Some(part) => Ok(part),
+            Some(region) => Ok(region),
             None => self.look_anywhere(found, vm, guest),
         }
     }
 
+    #[cold]
     #[inline(never)]
     fn look_anywhere<'a>(
         &'a self,
         found: u64,
         vm: &'a VmId,
         guest: GuestPhysRange,
-    ) -> Result<RegionPart<'a>, Error> {
+    ) -> Result<SeenRegion<'a>, Error> {
         let start = guest.start();
         if let Some(value) = [start.as_u64(), guest.bytes()].into_iter().find(|value| value % UNIT != 0) {
             return Err(Error::Misaligned { value });
@@ -85,19 +152,18 @@ impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
             .ok_or_else(|| self.why_not(*vm, guest))
     }
 
+    /// The region in slot `slot`, if it holds `guest`.
     #[inline(always)]
-    fn look_at<'a>(
+    pub(crate) fn look_at<'a>(
         &'a self,
         slot: u32,
         found: u64,
         vm: &'a VmId,
         guest: GuestPhysRange,
-    ) -> Option<RegionPart<'a>> {
-        if !guest.is_aligned(IoPageSize::SIZE_4K) {
-            return None;
-        }
+    ) -> Option<SeenRegion<'a>> {
         let again = found >> (slot % u64::BITS) & 1 != 0;
-        let (extent, alignment) = self.regions.get(slot as usize)?.look(again, *vm, guest)?;
-        Some(RegionPart { session: vm, extent, alignment, slot })
+        let (start, extent) = self.regions.get(slot as usize)?.look(again, *vm)?;
+        let region = SeenRegion { session: vm, guest: start, extent, slot };
+        region.part(guest).is_some().then_some(region)
     }
 }

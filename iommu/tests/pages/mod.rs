@@ -15,8 +15,8 @@ use portcullis_hal::{
     TimedOut,
 };
 use portcullis_iommu::{
-    Aperture, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Fault, Iommu, Outcome, PageSizes,
-    Permit, Removals, Run, Target, VmId, driver::TablesChanged,
+    Aperture, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Exchanged, Fault, Iommu, Outcome,
+    PageSizes, Permit, Removals, Run, Target, VmId, driver::TablesChanged,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -228,6 +228,48 @@ impl EntryDriver for Pages {
             }
         }
         Ok(())
+    }
+
+    /// One page of 4 KiB.
+    fn exchange_one(
+        &self,
+        _: &Permit,
+        tables: &Tables,
+        iova: Iova,
+        bytes: u64,
+        new: Option<(DmaExtent, Access)>,
+    ) -> Option<Option<PhysAddr>> {
+        if bytes != PAGE {
+            return None;
+        }
+        let mut entries = tables.lock();
+        let old = match new {
+            Some((to, _)) => entries.insert(iova.as_u64(), (to.start().as_u64(), PAGE)),
+            None => entries.remove(&iova.as_u64()),
+        };
+        Some(old.map(|(phys, _)| PhysAddr::new(phys)))
+    }
+
+    fn exchange_each<R: Removals>(
+        &self,
+        permit: &Permit,
+        tables: &Tables,
+        (iova, bytes, count): (Iova, u64, u64),
+        new: impl Iterator<Item = Option<(DmaExtent, Access)>>,
+        removals: &mut R,
+    ) -> Result<Exchanged, Error> {
+        let mut exchanged = Exchanged::default();
+        for (number, new) in (0..count).zip(new) {
+            let iova = Iova::new(iova.as_u64() + number * bytes);
+            self.exchange(permit, tables, iova, bytes, new, removals)?;
+            exchanged.pages += 1;
+            exchanged.mapping += u64::from(new.is_some());
+        }
+        Ok(exchanged)
+    }
+
+    fn page_bytes(&self, _: &Tables) -> u64 {
+        PAGE
     }
 
     fn reaches(&self, _: &Tables, _: PhysAddr) -> bool {

@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
-use portcullis_hal::{Clock, GuestMemory, IoPageSize, Iova, TableMemory};
+use portcullis_hal::{
+    Clock, GuestMemory, IoPageSize, Iova, TableMemory, TimedOut, sync::AtomicU64, wait_until,
+};
 use portcullis_iommu::{Claim, ContextHandle, EntryDriver, Error, Inside, Seat, Session, VmId};
 
 use super::{
@@ -14,6 +16,9 @@ use super::{
     spec::GuestTce,
     view::Entry,
 };
+
+/// Pages of a hardware table that one page of the guest's may be: all of them change in one call, in real mode, too.
+const MOST_SPANNED: u64 = 4096;
 
 /// Entries that one session deals with: whoever waits for sessions waits no longer.
 const STEP: usize = 512;
@@ -48,11 +53,12 @@ where
     /// For the control plane, on the CPU that has the seat; takes a lock and waits for calls and for hardware.
     ///
     /// # Errors
-    /// [`HcallError::UnknownLiobn`], [`HcallError::IommuPageTooLarge`], [`HcallError::OtherWindow`],
+    /// [`HcallError::UnknownLiobn`], [`HcallError::IommuPageTooLarge`], [`HcallError::GuestPageTooLarge`],
+    /// [`HcallError::OtherWindow`],
     /// [`HcallError::AlreadyConnected`], [`HcallError::Full`]; [`HcallError::Iommu`] with `NotAttached`, with `OwnedBy`
     /// for another VM's context or with `OtherBacking` when it was mapped by other calls: nothing changed.
     /// [`HcallError::NotReplayed`] or [`HcallError::Iommu`] with what went wrong when an entry could not be written:
-    /// what was written is gone again. With `Busy` when calls did not end in time or an entry stayed contended; if they
+    /// what was written is gone again. With `Busy` when calls did not end or an entry stayed contended until the patience was over; if they
     /// do not end even then, the context stays behind the window, unused, until [`disconnect`](Self::disconnect)
     /// succeeds.
     pub fn connect(
@@ -130,22 +136,24 @@ where
         handle: ContextHandle,
         patience: Patience<'_, impl Clock>,
     ) -> Result<(), HcallError> {
+        let begun = patience.clock.now();
         self.iommu.wait_for_sessions(patience.clock, patience.limit)?;
         let table = slot.table();
-        let mut hint = 0;
         self.each_step(&table, |index, entries| {
-            let session = seat.enter(vm);
-            let mut connected = Connected::one(session.context(handle)?);
-            let mut owed = session.owed();
-            let mut replayed = Ok(());
-            for (index, cells) in (index..).zip(entries) {
-                let span = Span { ioba: table.window.ioba(index), bytes: table.window.page_bytes() };
-                replayed = replayed.and_then(|()| {
-                    replay_entry(&session, &mut hint, &mut connected, span, Entry::of(cells), &mut owed)
-                });
-            }
-            connected.finish(&session, owed)?;
-            replayed
+            let spent = patience.clock.now().saturating_sub(begun);
+            let stays = TimedOut { register: 0, bits: index };
+            // Each look is a session of its own. What it has written is written once more by the next one.
+            let replayed =
+                wait_until(
+                    patience.clock,
+                    patience.limit.saturating_sub(spent),
+                    stays,
+                    || match replay_step(&seat.enter(vm), handle, &table, (index, entries)) {
+                        Err(HcallError::Iommu(Error::Busy)) => None,
+                        replayed => Some(replayed),
+                    },
+                );
+            replayed.map_err(|_| Error::Busy)?
         })
     }
 
@@ -200,7 +208,7 @@ where
     fn each_step(
         &self,
         table: &GuestTable,
-        mut act: impl FnMut(u64, &[[portcullis_hal::sync::AtomicU64; 2]]) -> Result<(), HcallError>,
+        mut act: impl FnMut(u64, &[[AtomicU64; 2]]) -> Result<(), HcallError>,
     ) -> Result<(), HcallError> {
         let (view, mut index) = (table.view, 0);
         while index < table.window.entries() {
@@ -215,6 +223,27 @@ where
         }
         Ok(())
     }
+}
+
+/// Writes the entries from `index` on into a new hardware table.
+fn replay_step<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+    session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+    handle: ContextHandle,
+    table: &GuestTable,
+    (index, entries): (u64, &[[AtomicU64; 2]]),
+) -> Result<(), HcallError> {
+    let mut hint = 0;
+    let mut connected = Connected::one(session.context(handle)?);
+    let mut owed = session.owed();
+    let mut replayed = Ok(());
+    for (index, cells) in (index..).zip(entries) {
+        let span = Span { ioba: table.window.ioba(index), bytes: table.window.page_bytes() };
+        replayed = replayed.and_then(|()| {
+            replay_entry(session, &mut hint, &mut connected, span, Entry::of(cells), &mut owed)
+        });
+    }
+    connected.finish(session, owed)?;
+    replayed
 }
 
 /// Writes one entry into a new hardware table, if it maps something. What a newer call may have put there is the same.
@@ -254,11 +283,13 @@ fn fits<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: 
     table: &GuestTable,
 ) -> Result<(), HcallError> {
     let (aperture, window) = (session.aperture(inside), table.window);
-    let sizes = aperture.page_sizes.bits();
-    let bytes = sizes & sizes.wrapping_neg();
-    if bytes > window.page_bytes() {
-        let guest = IoPageSize::from_shift(window.page_shift).unwrap_or(IoPageSize::SIZE_4K);
+    let bytes = session.page_bytes(inside);
+    let guest = IoPageSize::from_shift(window.page_shift).unwrap_or(IoPageSize::SIZE_4K);
+    if bytes > guest.bytes() {
         return Err(HcallError::IommuPageTooLarge { bytes, guest });
+    }
+    if guest.bytes() / MOST_SPANNED > bytes {
+        return Err(HcallError::GuestPageTooLarge { guest, bytes });
     }
     let range = aperture.range;
     if range.start() != Iova::new(window.start) || range.bytes() < window.bytes {

@@ -1,7 +1,7 @@
 //! The hardware tables behind a window.
 
-use portcullis_hal::{Access, Iova};
-use portcullis_iommu::{EntryDriver, Error, Inside, Owed, RegionPart, Session};
+use portcullis_hal::{Access, GuestPhysAddr, Iova};
+use portcullis_iommu::{EntryDriver, Error, Inside, Owed, RegionPart, SeenRegion, Session};
 
 use super::{
     reply::{Mode, Stop, Why},
@@ -70,8 +70,7 @@ impl<'s, D: EntryDriver, const MOST: usize> Connected<'s, D, MOST> {
         part: &RegionPart<'_>,
     ) -> Result<(), Stop> {
         for inside in self.tables() {
-            let sizes = session.aperture(inside).page_sizes.bits();
-            if !part.fits_pages_of(sizes & sizes.wrapping_neg()) {
+            if !part.fits_pages_of(session.page_bytes(inside)) {
                 return Err(Stop::Lacking(Why::Unregistered));
             }
             if !session.reaches(inside, part) {
@@ -114,6 +113,30 @@ impl<'s, D: EntryDriver, const MOST: usize> Connected<'s, D, MOST> {
             session.exchange(inside, Iova::new(span.ioba), span.bytes, new, owed).map_err(lacking)?;
         }
         Ok(())
+    }
+
+    /// As [`replace`](Self::replace), for `count` pages that begin with `first`, as long as `new` names pages of one
+    /// region; returns how many were replaced, at least one.
+    #[inline(always)]
+    pub(super) fn replace_run<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &mut self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        (first, count): (Span, u64),
+        region: &SeenRegion<'_>,
+        new: impl Iterator<Item = Option<(GuestPhysAddr, Access)>> + Clone,
+        owed: &mut Owed<'_, CPUS>,
+    ) -> Result<u64, Stop> {
+        self.changed = true;
+        let mut run = None;
+        for inside in self.tables() {
+            let place = (Iova::new(first.ioba), first.bytes, count);
+            let replaced = session.exchange_run(inside, place, region, new.clone(), owed).map_err(lacking)?;
+            if replaced == 0 || run.is_some_and(|run| run != replaced) {
+                return Err(Stop::PARAMETER);
+            }
+            run = Some(replaced);
+        }
+        Ok(run.unwrap_or(count))
     }
 
     /// Empties the entries of a span in all tables: that needs nothing that could be missing.

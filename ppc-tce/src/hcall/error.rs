@@ -48,6 +48,13 @@ pub enum HcallError {
         /// The guest's page.
         guest: IoPageSize,
     },
+    /// A page of the guest's is more pages of the hardware table than one call may change in real mode.
+    GuestPageTooLarge {
+        /// The guest's page.
+        guest: IoPageSize,
+        /// Smallest page of the hardware table.
+        bytes: u64,
+    },
     /// The hardware table translates other addresses: it begins elsewhere, or ends before the window.
     OtherWindow {
         /// What the hardware table translates.

@@ -15,9 +15,9 @@ where
     /// What the guest wrote, or 0 where it never wrote anything: one load.
     #[inline]
     pub(super) fn get_tce(&self, vcpu: &mut Vcpu, [liobn, ioba, ..]: [u64; 4]) -> Result<u64, Stop> {
-        let (slot, _) = self.find(vcpu, liobn)?;
+        let slot = self.find(vcpu, liobn)?;
         let table = slot.table();
-        let index = table.window.index(ioba, 1).ok_or(Stop::PARAMETER)?;
+        let index = table.window.one(ioba).ok_or(Stop::PARAMETER)?;
         Ok(table.view.entry(&self.pool, index).map_or(0, Entry::form))
     }
 }

@@ -1,12 +1,12 @@
 //! H_PUT_TCE_INDIRECT: all or nothing.
 
-use portcullis_hal::{GuestMemory, TableMemory};
-use portcullis_iommu::{EntryDriver, Owed, RegionPart, Session};
+use portcullis_hal::{GuestMemory, GuestPhysAddr, GuestPhysRange, TableMemory};
+use portcullis_iommu::{EntryDriver, Owed, SeenRegion, Session};
 
 use super::{
     Hypercalls, Vcpu,
     connected::{Connected, Span, unconfirmed},
-    put::memory,
+    put::{memory, not_found},
     reply::{Mode, Stop, Why},
     slot::GuestTable,
     spec::{GuestTce, LIST_BYTES, LIST_ENTRIES, Status},
@@ -20,20 +20,6 @@ struct Batch<'l> {
     first: u64,
     /// What the guest wants there, in a copy of our own.
     tces: &'l [u64],
-}
-
-/// Entries that follow each other in the window and in the guest's memory, or map nothing.
-struct Piece<'s> {
-    count: usize,
-    page: Option<RegionPart<'s>>,
-}
-
-/// Where the pieces of a list are found. The same list in the same session has the same pieces each time.
-struct Pieces {
-    /// Entries dealt with.
-    at: usize,
-    /// Entries before this one are pieces of their own: their memory follows each other, and is of several regions.
-    apart: usize,
 }
 
 impl<D, V, M, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize, const WINDOWS: usize>
@@ -52,7 +38,7 @@ where
         vcpu: &mut Vcpu,
         [liobn, ioba, list, count]: [u64; 4],
     ) -> Result<(), Stop> {
-        let (slot, _) = self.find(vcpu, liobn)?;
+        let slot = self.find(vcpu, liobn)?;
         let table = slot.table();
         if count > LIST_ENTRIES as u64 || list & (LIST_BYTES - 1) != 0 {
             return Err(Stop::PARAMETER);
@@ -61,22 +47,25 @@ where
         if count == 0 {
             return Ok(());
         }
-        let hint = &mut vcpu.region_hint;
         let tces = vcpu.list.get_mut(..count as usize).unwrap_or_default();
-        self.read_list(session, hint, list, tces)?;
+        self.read_list(session, &mut vcpu.region_hint, list, tces)?;
         let batch = Batch { table, first, tces };
-        judge(batch)?;
+        let maps = judge(batch)?;
         let mut connected = Connected::none();
         connected.find(session, slot)?;
-        self.reserve::<N>(session, hint, &connected, batch)?;
+        if maps {
+            find_all(session, &mut vcpu.region_hint, &connected, batch)?;
+            connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, batch.span(batch.tces.len()))?;
+        }
+        self.provide_views::<N>(batch)?;
         let any_live = self.take_all::<N>(batch)?;
         let mut owed = session.owed();
-        let replaced = match any_live || batch.maps() {
-            true => replace_all(session, hint, &mut connected, batch, &mut owed),
+        let replaced = match maps || any_live {
+            true => replace_all(session, &mut vcpu.region_hint, &mut connected, batch, &mut owed),
             false => Ok(()),
         };
         if replaced.is_err() {
-            connected.empty(session, batch.span(0, batch.tces.len()), &mut owed);
+            connected.empty(session, batch.span(batch.tces.len()), &mut owed);
         }
         self.write_all(batch, replaced.is_ok());
         connected.finish(session, owed).map_err(unconfirmed)?;
@@ -101,23 +90,8 @@ where
         Ok(())
     }
 
-    /// Sees to it that nothing can be missing afterwards: memory, pages of the view, pages of the hardware tables.
-    fn reserve<N: Mode>(
-        &self,
-        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
-        hint: &mut u32,
-        connected: &Connected<'_, D>,
-        batch: Batch<'_>,
-    ) -> Result<(), Stop> {
-        let mut pieces = Pieces::new();
-        while let Some(piece) = pieces.next(session, hint, batch)? {
-            if let Some(page) = &piece.page {
-                connected.admits(session, page)?;
-            }
-        }
-        if batch.maps() {
-            connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, batch.span(0, batch.tces.len()))?;
-        }
+    /// Sees to it that the view has all tables.
+    fn provide_views<N: Mode>(&self, batch: Batch<'_>) -> Result<(), Stop> {
         let (mut index, end) = (batch.first, batch.first + batch.tces.len() as u64);
         while index < end {
             match batch.table.view.entries_from(&self.pool, index) {
@@ -176,14 +150,39 @@ where
     }
 }
 
-/// Every entry that maps something names a page.
-fn judge(batch: Batch<'_>) -> Result<(), Stop> {
-    let is_page = |tce: GuestTce| !tce.maps() || batch.table.window.is_page(tce.address());
-    let good = batch.tces.iter().all(|&tce| is_page(GuestTce::new(tce)));
-    if good { Ok(()) } else { Err(Stop::PARAMETER) }
+/// Checks that every entry that maps something names a page; returns whether one does.
+fn judge(batch: Batch<'_>) -> Result<bool, Stop> {
+    // Without a branch, so that several entries are judged at a time.
+    let judged = batch.tces.iter().fold((0, 0), |(maps, beside), &tce| {
+        let tce = GuestTce::new(tce);
+        let address = if tce.maps() { tce.address() } else { 0 };
+        (maps | u64::from(tce.maps()), beside | address)
+    });
+    if batch.table.window.is_page(judged.1) { Ok(judged.0 != 0) } else { Err(Stop::PARAMETER) }
 }
 
-/// Puts all entries into the hardware tables, a piece at a time.
+/// Sees to it that the memory of all entries is there, and that all tables can map it. It is found again then.
+fn find_all<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+    session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+    hint: &mut u32,
+    connected: &Connected<'_, D>,
+    batch: Batch<'_>,
+) -> Result<(), Stop> {
+    let mut rest = batch;
+    while let Some(region) = rest.region(session, hint)? {
+        let run = rest.run_in(&region);
+        if connected.admits(session, &region.whole()).is_err() {
+            for page in rest.tces.iter().take(run).filter_map(|&tce| rest.page(tce)) {
+                let page = region.part(page).ok_or(Stop::PARAMETER)?;
+                connected.admits(session, &page)?;
+            }
+        }
+        rest = rest.after(run);
+    }
+    Ok(())
+}
+
+/// Puts all entries into the hardware tables, a run of entries in one region at a time.
 fn replace_all<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
     session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
     hint: &mut u32,
@@ -191,87 +190,64 @@ fn replace_all<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const
     batch: Batch<'_>,
     owed: &mut Owed<'_, CPUS>,
 ) -> Result<(), Stop> {
-    let mut pieces = Pieces::new();
-    loop {
-        let at = pieces.at;
-        let Some(piece) = pieces.next(session, hint, batch)? else { return Ok(()) };
-        let access = GuestTce::new(batch.tce(at)).access();
-        let new = piece.page.as_ref().map(|page| (page, access));
-        connected.replace(session, batch.span(at, piece.count), new, owed)?;
+    let mut rest = batch;
+    while let Some(region) = rest.region(session, hint)? {
+        let wanted = rest.tces.iter().map(|&tce| {
+            let tce = GuestTce::new(tce);
+            tce.maps().then(|| (GuestPhysAddr::new(tce.address()), tce.access()))
+        });
+        let place = (rest.span(1), rest.tces.len() as u64);
+        let run = connected.replace_run(session, place, &region, wanted, owed)?;
+        rest = rest.after(run as usize);
+    }
+    match rest.tces.len() {
+        0 => Ok(()),
+        count => connected.replace(session, rest.span(count), None, owed),
     }
 }
 
-impl Batch<'_> {
+impl<'l> Batch<'l> {
+    /// The window's part of the first `count` entries.
     #[inline]
-    fn tce(&self, at: usize) -> u64 {
-        self.tces.get(at).copied().unwrap_or_default()
-    }
-
-    fn maps(&self) -> bool {
-        self.tces.iter().any(|&tce| GuestTce::new(tce).maps())
-    }
-
-    /// The window's part of `count` entries from the `at`th on.
-    #[inline]
-    fn span(&self, at: usize, count: usize) -> Span {
+    fn span(&self, count: usize) -> Span {
         let window = self.table.window;
-        Span { ioba: window.ioba(self.first + at as u64), bytes: (count as u64) << window.page_shift }
+        Span { ioba: window.ioba(self.first), bytes: (count as u64) << window.page_shift }
     }
 
-    /// How many entries from the `at`th on follow each other in memory, or map nothing.
-    #[inline]
-    fn run(&self, at: usize) -> usize {
-        let rest = self.tces.get(at..).unwrap_or_default();
-        let Some((&first, more)) = rest.split_first() else { return 0 };
-        let page = self.table.window.page_bytes();
-        if !GuestTce::new(first).maps() {
-            return 1 + more.iter().take_while(|&&tce| !GuestTce::new(tce).maps()).count();
-        }
-        let mut next = first;
-        let follows = |&&tce: &&u64| {
-            next = next.wrapping_add(page);
-            tce == next
-        };
-        1 + more.iter().take_while(follows).count()
-    }
-}
-
-impl Pieces {
-    const fn new() -> Self {
-        Self { at: 0, apart: 0 }
+    /// What comes after `count` entries.
+    fn after(self, count: usize) -> Self {
+        let tces = self.tces.get(count..).unwrap_or_default();
+        Self { first: self.first.wrapping_add(count as u64), tces, ..self }
     }
 
-    /// The next piece, or `None` behind the last one.
-    #[inline]
-    fn next<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
-        &mut self,
+    /// The page that an entry leads to, if it maps something.
+    fn page(&self, tce: u64) -> Option<GuestPhysRange> {
+        let tce = GuestTce::new(tce);
+        let address = GuestPhysAddr::new(tce.address());
+        GuestPhysRange::new(address, self.table.window.page_bytes()).ok().filter(|_| tce.maps())
+    }
+
+    /// The region of the first entry that maps something, if there is one.
+    fn region<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
         session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         hint: &mut u32,
-        batch: Batch<'_>,
-    ) -> Result<Option<Piece<'s>>, Stop> {
-        let tce = GuestTce::new(batch.tce(self.at));
-        let run = if self.at < self.apart { 1 } else { batch.run(self.at) };
-        if run == 0 {
+    ) -> Result<Option<SeenRegion<'s>>, Stop> {
+        let Some(&first) = self.tces.iter().find(|&&tce| GuestTce::new(tce).maps()) else {
             return Ok(None);
-        }
-        if !tce.maps() {
-            self.at += run;
-            return Ok(Some(Piece { count: run, page: None }));
-        }
-        let page = batch.table.window.page_bytes();
-        let bytes = (run as u64).wrapping_mul(page);
-        match memory(session, hint, tce.address(), bytes) {
-            Ok(found) => {
-                self.at += run;
-                Ok(Some(Piece { count: run, page: Some(found) }))
-            }
-            Err(stop) if run == 1 => Err(stop),
-            Err(_) => {
-                self.apart = self.at + run;
-                self.at += 1;
-                let found = memory(session, hint, tce.address(), page)?;
-                Ok(Some(Piece { count: 1, page: Some(found) }))
-            }
-        }
+        };
+        let region = session.region(*hint, self.page(first).ok_or(Stop::PARAMETER)?).map_err(not_found)?;
+        *hint = region.slot();
+        Ok(Some(region))
+    }
+
+    /// How many entries from the first on lead into the region, or nowhere.
+    fn run_in(&self, region: &SeenRegion<'_>) -> usize {
+        let bytes = self.table.window.page_bytes();
+        let outside = |&tce: &u64| {
+            let tce = GuestTce::new(tce);
+            tce.maps() && !region.holds(GuestPhysAddr::new(tce.address()), bytes)
+        };
+        self.tces.iter().position(outside).unwrap_or(self.tces.len())
     }
 }

@@ -46,7 +46,7 @@ pub use self::{
 };
 use self::{
     reply::{Stop, done},
-    slot::{GuestTable, Slot, key},
+    slot::{GuestTable, Limits, Slot, key},
     view::View,
 };
 
@@ -111,7 +111,8 @@ where
         let slot = slot.ok_or(HcallError::Full { capacity: WINDOWS })?;
         let view = View::new(&self.pool, window.entries(), spec.view_levels)?;
         let stuff_cap = spec.stuff_cap.map_or(u64::MAX, |cap| u64::from(cap.get()));
-        slot.fill(key, &GuestTable { window, view, stuff_cap, budget: spec.budget.get() });
+        let limits = Limits { stuff_cap, budget: spec.budget.get() };
+        slot.fill(key, &GuestTable { window, view }, limits);
         Ok(())
     }
 
@@ -148,30 +149,31 @@ where
         }
     }
 
-    /// The window that a guest names, and how many of its places are in use. The slot stays as it is while the caller's
-    /// session lives.
+    /// The window that a guest names. The slot stays as it is while the caller's session lives.
     #[inline(always)]
-    fn find(&self, vcpu: &mut Vcpu, liobn: u64) -> Result<(&Slot, usize), Stop> {
-        let liobn = Liobn(u32::try_from(liobn).map_err(|_| Stop::PARAMETER)?);
-        let key = key(vcpu.vm(), liobn);
-        if let Some(slot) = self.slots.get(vcpu.window_hint as usize)
-            && let Some(used) = slot.opened(key)
-        {
-            return Ok((slot, used));
+    fn find(&self, vcpu: &mut Vcpu, liobn: u64) -> Result<&Slot, Stop> {
+        match self.hinted(vcpu, liobn) {
+            Some(slot) => Ok(slot),
+            None => self.search(vcpu, liobn),
         }
-        self.search(vcpu, key)
+    }
+
+    /// The same, if it is where the last call found it.
+    #[inline(always)]
+    fn hinted(&self, vcpu: &Vcpu, liobn: u64) -> Option<&Slot> {
+        let key = key(vcpu.vm(), Liobn(u32::try_from(liobn).ok()?));
+        self.slots.get(vcpu.window_hint as usize).filter(|slot| slot.is_opened(key))
     }
 
     #[cold]
     #[inline(never)]
-    fn search(&self, vcpu: &mut Vcpu, key: u64) -> Result<(&Slot, usize), Stop> {
-        for (number, slot) in (0..).zip(&self.slots) {
-            if let Some(used) = slot.opened(key) {
-                vcpu.window_hint = number;
-                return Ok((slot, used));
-            }
-        }
-        Err(Stop::PARAMETER)
+    fn search(&self, vcpu: &mut Vcpu, liobn: u64) -> Result<&Slot, Stop> {
+        let liobn = Liobn(u32::try_from(liobn).map_err(|_| Stop::PARAMETER)?);
+        let key = key(vcpu.vm(), liobn);
+        let found = (0..).zip(&self.slots).find(|(_, slot)| slot.is_opened(key));
+        let (number, slot) = found.ok_or(Stop::PARAMETER)?;
+        vcpu.window_hint = number;
+        Ok(slot)
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {

@@ -1,13 +1,12 @@
 //! H_PUT_TCE.
 
-use portcullis_hal::{GuestMemory, GuestPhysAddr, GuestPhysRange, TableMemory};
-use portcullis_iommu::{EntryDriver, Error, RegionPart, Session};
+use portcullis_hal::{GuestMemory, GuestPhysAddr, GuestPhysRange, Iova, TableMemory};
+use portcullis_iommu::{EntryDriver, Error, Inside, RegionPart, Session};
 
 use super::{
     Hypercalls, Vcpu,
     connected::{Connected, Span, unconfirmed},
     reply::{Mode, Stop, Why},
-    slot::{PLACES, Slot},
     spec::{GuestTce, Status},
     view::{Entry, View, Word},
 };
@@ -28,24 +27,57 @@ where
         vcpu: &mut Vcpu,
         [liobn, ioba, tce, _]: [u64; 4],
     ) -> Result<(), Stop> {
-        let (slot, used) = self.find(vcpu, liobn)?;
-        match used {
-            0 | 1 => self.put_behind::<N, 1>(session, vcpu, slot, [ioba, tce]),
-            _ => self.put_behind::<N, PLACES>(session, vcpu, slot, [ioba, tce]),
+        match self.put_usual(session, vcpu, [liobn, ioba, tce]) {
+            Some(put) => put,
+            None => self.put_any::<N>(session, vcpu, [liobn, ioba, tce]),
         }
     }
 
-    /// The call on a window with at most `MOST` places in use.
+    /// The usual call: everything is where the last one found it, behind the window stands one hardware table with pages
+    /// as large as the guest's, and no other CPU is at the entry. `None` in any doubt: nothing changed.
     #[inline(always)]
-    fn put_behind<N: Mode, const MOST: usize>(
+    fn put_usual(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        vcpu: &Vcpu,
+        [liobn, ioba, tce]: [u64; 3],
+    ) -> Option<Result<(), Stop>> {
+        let slot = self.hinted(vcpu, liobn)?;
+        let (table, tce) = (slot.table(), GuestTce::new(tce));
+        let index = table.window.one(ioba)?;
+        let bytes = table.window.page_bytes();
+        let inside = session.entries_of(slot.only()?)?;
+        let page = match tce.maps() {
+            true => Some(usual_page(session, &inside, vcpu.region_hint, tce, bytes)?),
+            false => None,
+        };
+        let entry = table.view.entry(&self.pool, index)?;
+        let before = entry.try_take()?;
+        let write = || entry.write(tce.as_u64(), Word::of(tce));
+        if page.is_none() && !before.is_live() {
+            write();
+            return Some(Ok(()));
+        }
+        let new = page.as_ref().map(|page| (page, tce.access()));
+        let replaced = session.replace(&inside, Iova::new(ioba), bytes, new, write);
+        if replaced.is_none() {
+            entry.give(before);
+        }
+        replaced.map(|killed| killed.map_err(unconfirmed))
+    }
+
+    /// Any call.
+    #[cold]
+    #[inline(never)]
+    fn put_any<N: Mode>(
         &self,
         session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         vcpu: &mut Vcpu,
-        slot: &Slot,
-        [ioba, tce]: [u64; 2],
+        [liobn, ioba, tce]: [u64; 3],
     ) -> Result<(), Stop> {
+        let slot = self.find(vcpu, liobn)?;
         let table = slot.table();
-        let index = table.window.index(ioba, 1).ok_or(Stop::PARAMETER)?;
+        let index = table.window.one(ioba).ok_or(Stop::PARAMETER)?;
         let tce = GuestTce::new(tce);
         if tce.maps() && !table.window.is_page(tce.address()) {
             return Err(Stop::PARAMETER);
@@ -55,14 +87,11 @@ where
             true => Some(memory(session, &mut vcpu.region_hint, tce.address(), span.bytes)?),
             false => None,
         };
-        let mut connected = Connected::<D, MOST>::none();
+        let mut connected = Connected::<D>::none();
         connected.find(session, slot)?;
         if let Some(page) = &page {
             connected.admits(session, page)?;
-            // One table alone is asked when it is changed: it refuses before anything has changed.
-            if N::FINAL || MOST > 1 {
-                connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;
-            }
+            connected.prepare::<N, GROUPS, CONTEXTS, CPUS>(session, span)?;
         }
         let Some(entry) = self.entry::<N>(table.view, index, tce.as_u64())? else { return Ok(()) };
         let before = entry.take::<N>().ok_or(Stop::Lacking(Why::Contended))?;
@@ -70,11 +99,7 @@ where
         if page.is_some() || before.is_live() {
             let new = page.as_ref().map(|page| (page, tce.access()));
             let replaced = connected.replace(session, span, new, &mut owed);
-            if let Err(stop) = replaced {
-                if MOST == 1 {
-                    entry.give_back();
-                    return Err(stop);
-                }
+            if replaced.is_err() {
                 connected.empty(session, span, &mut owed);
                 entry.write(0, Word::DEAD);
                 connected.finish(session, owed).map_err(unconfirmed)?;
@@ -109,6 +134,22 @@ where
     }
 }
 
+/// The page that an entry of the usual call leads to, if the hardware table can map it.
+#[inline(always)]
+fn usual_page<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+    session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+    inside: &Inside<'_, D>,
+    hint: u32,
+    tce: GuestTce,
+    bytes: u64,
+) -> Option<RegionPart<'s>> {
+    if tce.address() & (bytes - 1) != 0 {
+        return None;
+    }
+    let guest = GuestPhysRange::new(GuestPhysAddr::new(tce.address()), bytes).ok()?;
+    session.memory_at(hint, guest).filter(|page| page.fits_pages_of(session.page_bytes(inside)))
+}
+
 /// The host memory behind guest pages; `hint` is the slot of the region used last.
 #[inline(always)]
 pub(super) fn memory<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
@@ -124,7 +165,7 @@ pub(super) fn memory<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: us
 }
 
 #[cold]
-fn not_found(error: Error) -> Stop {
+pub(super) fn not_found(error: Error) -> Stop {
     match error {
         // Its region may stay, or end: that is just being decided.
         Error::Busy => Stop::Lacking(Why::Contended),

@@ -51,7 +51,12 @@ pub(super) struct Slot {
 pub(super) struct GuestTable {
     pub(super) window: Window,
     pub(super) view: View,
-    /// Entries that one STUFF may name.
+}
+
+/// What one STUFF may do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Entries that it may name.
     pub(super) stuff_cap: u64,
     /// Entries of one step.
     pub(super) budget: u32,
@@ -78,32 +83,38 @@ impl Slot {
         }
     }
 
-    /// Whether the slot is the one of this key, and how many places are in use: for the data plane.
-    #[inline]
-    pub(super) fn opened(&self, key: u64) -> Option<usize> {
-        if self.key.load(Ordering::Relaxed) != key {
-            return None;
-        }
-        let state = self.state.load(LOOK);
-        // Once more: the slot may have changed hands before the state was read, but not since.
-        let same = state & OPEN != 0 && self.key.load(Ordering::Relaxed) == key;
-        same.then_some((state >> USED_SHIFT & USED) as usize)
+    /// Whether the slot is open, and the one of this key: for the data plane.
+    #[inline(always)]
+    pub(super) fn is_opened(&self, key: u64) -> bool {
+        // In this order: the slot may have changed hands before the state was read, but not since.
+        self.state.load(LOOK) & OPEN != 0 && self.key.load(Ordering::Relaxed) == key
+    }
+
+    /// The context behind the window that calls change, if it is in the first place and no other is in use.
+    #[inline(always)]
+    pub(super) fn only(&self) -> Option<ContextHandle> {
+        let [first, ..] = &self.places;
+        let used = self.state.load(Ordering::Relaxed) >> USED_SHIFT & USED;
+        if used == 1 { first.handle() } else { None }
     }
 
     /// What the slot holds; for who found it open, or has it closed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn table(&self) -> GuestTable {
         let [page_shift, bytes_shift, levels, level_bits, ..] =
             self.shape.load(Ordering::Relaxed).to_le_bytes();
         let bytes = 1_u64.wrapping_shl(bytes_shift.into());
-        let limits = self.limits.load(Ordering::Relaxed);
-        let cap = limits & u64::from(u32::MAX);
         GuestTable {
             window: Window { start: self.start.load(Ordering::Relaxed), bytes, page_shift },
             view: View::of_shape(levels, level_bits, self.root.load(Ordering::Relaxed) as usize),
-            stuff_cap: if cap == 0 { u64::MAX } else { cap },
-            budget: (limits >> 32) as u32,
         }
+    }
+
+    /// What one STUFF may do; for who found the slot open.
+    pub(super) fn limits(&self) -> Limits {
+        let limits = self.limits.load(Ordering::Relaxed);
+        let cap = limits & u64::from(u32::MAX);
+        Limits { stuff_cap: if cap == 0 { u64::MAX } else { cap }, budget: (limits >> 32) as u32 }
     }
 
     pub(super) fn places(&self) -> &[Place; PLACES] {
@@ -116,15 +127,15 @@ impl Slot {
     }
 
     /// Fills an empty slot and opens it.
-    pub(super) fn fill(&self, key: u64, table: &GuestTable) {
+    pub(super) fn fill(&self, key: u64, table: &GuestTable, limits: Limits) {
         let (levels, level_bits, root) = table.view.shape();
         let window = table.window;
         let shape = [window.page_shift, window.bytes.trailing_zeros() as u8, levels, level_bits, 0, 0, 0, 0];
-        let cap = if table.stuff_cap == u64::MAX { 0 } else { table.stuff_cap };
+        let cap = if limits.stuff_cap == u64::MAX { 0 } else { limits.stuff_cap };
         self.start.store(window.start, Ordering::Relaxed);
         self.shape.store(u64::from_le_bytes(shape), Ordering::Relaxed);
         self.root.store(root as u64, Ordering::Relaxed);
-        self.limits.store(cap | u64::from(table.budget) << 32, Ordering::Relaxed);
+        self.limits.store(cap | u64::from(limits.budget) << 32, Ordering::Relaxed);
         self.key.store(key, Ordering::Relaxed);
         self.change(OPEN);
     }

@@ -10,13 +10,15 @@ use super::{
     slot::{GuestTable, Liobn},
     spec::GuestTce,
     vcpu::{Progress, Stuff},
-    view::{Entry, Word},
+    view::{Entry, Take, Word},
 };
 
 /// The entries of one call.
 #[derive(Clone, Copy)]
 struct Range {
     table: GuestTable,
+    /// Entries of one step.
+    budget: u32,
     first: u64,
     count: u64,
     /// What the guest writes into them.
@@ -49,15 +51,15 @@ where
         vcpu: &mut Vcpu,
         [liobn, ioba, value, count]: [u64; 4],
     ) -> Result<(), Stop> {
-        let (slot, _) = self.find(vcpu, liobn)?;
-        let table = slot.table();
-        if GuestTce::new(value).maps() || count > table.stuff_cap {
+        let slot = self.find(vcpu, liobn)?;
+        let (table, limits) = (slot.table(), slot.limits());
+        if GuestTce::new(value).maps() || count > limits.stuff_cap {
             return Err(Stop::PARAMETER);
         }
         let first = table.window.index(ioba, count).ok_or(Stop::PARAMETER)?;
         let call = Stuff { liobn: Liobn(liobn as u32), ioba, value, count };
         let mut progress = vcpu.resume(call);
-        let range = Range { table, first, count, form: value };
+        let range = Range { table, budget: limits.budget, first, count, form: value };
         let stepped = self.provide_range::<N>(range, &mut progress).and_then(|()| {
             let mut connected = Connected::none();
             connected.find(session, slot)?;
@@ -79,7 +81,7 @@ where
             return Ok(());
         }
         let view = range.table.view;
-        for _ in 0..range.table.budget {
+        for _ in 0..range.budget {
             if progress.provided >= range.count {
                 return Ok(());
             }
@@ -115,7 +117,7 @@ where
         progress: &mut Progress,
         owed: &mut Owed<'_, CPUS>,
     ) -> Result<(), Stop> {
-        let mut left = range.table.budget as usize;
+        let mut left = range.budget as usize;
         while progress.cleared < range.count {
             if left == 0 {
                 return Err(Stop::Unfinished(Why::Budget));
@@ -161,25 +163,24 @@ fn skip_dead(entries: &[[AtomicU64; 2]], form: u64) -> usize {
 /// Takes entries up to the first that is contended, or is what it shall be.
 #[inline]
 fn take_entries<N: Mode>(entries: &[[AtomicU64; 2]], form: u64) -> Taken {
-    let mut taken = Taken { count: 0, live: false, contended: false };
-    for entry in entries.iter().map(Entry::of) {
-        if entry.is_dead_as(form) {
-            break;
+    let (mut live, mut contended) = (Word::DEAD, false);
+    let last = entries.iter().position(|cells| match Entry::of(cells).take_unless_dead_as::<N>(form) {
+        Take::Taken(word) => {
+            live = live.or(word);
+            false
         }
-        let Some(word) = entry.take::<N>() else {
-            taken.contended = true;
-            break;
-        };
-        taken.live |= word.is_live();
-        taken.count += 1;
-    }
-    taken
+        ended => {
+            contended = matches!(ended, Take::Contended);
+            true
+        }
+    });
+    Taken { count: last.unwrap_or(entries.len()), live: live.is_live(), contended }
 }
 
 /// Gives entries up that were taken, with what the guest writes into them.
 #[inline]
 fn write_entries(entries: &[[AtomicU64; 2]], count: usize, form: u64) {
-    for entry in entries.iter().take(count).map(Entry::of) {
+    for entry in entries.get(..count).unwrap_or(entries).iter().map(Entry::of) {
         entry.write(form, Word::DEAD);
     }
 }

@@ -37,10 +37,27 @@ impl Word {
         if form.maps() { Self(LIVE) } else { Self::DEAD }
     }
 
+    /// Live if one of the two is.
+    #[inline]
+    pub(super) const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     #[inline]
     pub(super) const fn is_live(self) -> bool {
         self.0 & LIVE != 0
     }
+}
+
+/// What came of trying to take an entry that may be what it shall be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Take {
+    /// It is.
+    Dead,
+    /// Another CPU has it.
+    Contended,
+    /// It was not, and is the caller's.
+    Taken(Word),
 }
 
 /// The two cells of one entry.
@@ -70,14 +87,33 @@ impl<'p> Entry<'p> {
     }
 
     /// Takes the entry, unless another CPU has it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn try_take(self) -> Option<Word> {
-        let word = self.word.load(Ordering::Relaxed);
+        self.take_at(self.word.load(Ordering::Relaxed))
+    }
+
+    /// Takes the entry, if this is its word.
+    #[inline(always)]
+    fn take_at(self, word: u64) -> Option<Word> {
         if word & BUSY != 0 {
             return None;
         }
         let taken = self.word.compare_exchange(word, word | BUSY, Ordering::Acquire, Ordering::Relaxed);
         taken.ok().map(Word)
+    }
+
+    /// Takes the entry as [`take`](Self::take) does, unless it [is dead as](Self::is_dead_as) `form`.
+    #[inline(always)]
+    pub(super) fn take_unless_dead_as<M: Mode>(self, form: u64) -> Take {
+        let word = self.word.load(Ordering::Acquire);
+        if word & (BUSY | LIVE) == 0 && self.form() == form {
+            return Take::Dead;
+        }
+        match self.take_at(word) {
+            Some(word) => Take::Taken(word),
+            None if M::FINAL => self.take_patiently().map_or(Take::Contended, Take::Taken),
+            None => Take::Contended,
+        }
     }
 
     /// Takes the entry: at once in real mode or not at all, after a bounded number of looks in virtual mode.

@@ -77,6 +77,14 @@ impl Window {
         if index <= self.entries() - count { Some(index) } else { None }
     }
 
+    /// As [`index`](Self::index), of one entry.
+    #[inline(always)]
+    pub(super) const fn one(self, ioba: u64) -> Option<u64> {
+        // Below the window the offset is larger than any window.
+        let offset = ioba.wrapping_sub(self.start);
+        if offset < self.bytes && self.is_page(offset) { Some(offset >> self.page_shift) } else { None }
+    }
+
     /// Whether a guest's address begins one of its pages.
     #[inline]
     pub(super) const fn is_page(self, address: u64) -> bool {
@@ -120,6 +128,8 @@ mod tests {
     fn d02_the_whole_count_lies_in_the_window_without_wrapping() {
         let window = spec(12, 0x1_0000, 0x1_0000).check().expect("a window");
         assert_eq!(window.index(0x1_0000, 16), Some(0));
+        let one = [0xf000, 0x1_0000, 0x1_0008, 0x1_f000, 0x2_0000].map(|ioba| window.one(ioba));
+        assert_eq!(one, [None, Some(0), None, Some(15), None]);
         assert_eq!(window.index(0x1_f000, 1), Some(15));
         assert_eq!(window.index(0x2_0000, 0), Some(16));
         let refused =

@@ -26,9 +26,7 @@ impl Tce {
     #[inline]
     #[must_use]
     pub const fn leaf(page: PhysAddr, access: Access) -> Self {
-        let read = if access.contains(Access::READ) { READ } else { 0 };
-        let write = if access.contains(Access::WRITE) { WRITE } else { 0 };
-        Self(page.as_u64() & ADDRESS | read | write)
+        Self(page.as_u64() & ADDRESS | access.bits() as u64 & (READ | WRITE))
     }
 
     /// An indirect entry for the table at `table`: hardware wants both permissions there.
@@ -95,7 +93,7 @@ impl Tce {
     }
 }
 
-// `access` takes the permission bits as they stand.
+// `leaf` and `access` take the permission bits as they stand.
 const _: () = assert!(READ == Access::READ.bits() as u64 && WRITE == Access::WRITE.bits() as u64);
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use portcullis_iommu::{Error, Removals, Unheard};
 
 use crate::{firmware::TableRoot, geometry::Geometry, spec::tce::Tce};
 pub use range::Entries;
+pub(crate) use replace::put;
 use reserve::Reserve;
 use stripes::Stripes;
 pub(crate) use tree::Tree;
@@ -137,7 +138,7 @@ impl Table {
         if index >= self.tree.geometry.entries() {
             return None;
         }
-        pool.memory().cells().get(self.tree.place(pool, index)?)
+        self.cell(pool, index)
     }
 
     /// The last-level table that holds `index`; missing tables are linked from `reserve`.

@@ -140,7 +140,7 @@ impl Table {
     ) -> Result<u64, Error> {
         let _exclusive = self.exclusive(entries)?;
         let mut valid = 0;
-        self.each_span(pool, entries, |_, cells| {
+        self.each_span::<_, Error>(pool, entries, |_, cells| {
             valid += self.clear(cells.unwrap_or_default(), removals);
             Ok(())
         })?;
@@ -157,18 +157,28 @@ impl Table {
         if entries.first != entries.last {
             return None;
         }
-        pool.memory().cells().get(self.tree.place(pool, entries.first)?)
+        self.cell(pool, entries.first)
+    }
+
+    /// The cell at an index that lies in the tree, if it exists.
+    #[inline(always)]
+    pub(crate) fn cell<'p, M: TableMemory>(
+        &self,
+        pool: &'p PagePool<M>,
+        index: u64,
+    ) -> Option<&'p AtomicU64> {
+        pool.memory().cells().get(self.tree.place(pool, index)?)
     }
 
     /// Calls `act` for each last-level table in the range with its part of the range and its cells there,
     /// and once, without cells, for each stretch that lies below one missing table.
     #[inline]
-    pub(super) fn each_span<'p, M: TableMemory>(
+    pub(super) fn each_span<'p, M: TableMemory, E>(
         &self,
         pool: &'p PagePool<M>,
         entries: Entries,
-        mut act: impl FnMut(Entries, Option<&'p [AtomicU64]>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+        mut act: impl FnMut(Entries, Option<&'p [AtomicU64]>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut first = entries.first;
         loop {
             let cells = self.tree.leaf(pool, first);
@@ -233,7 +243,7 @@ impl Table {
 
     /// Empties cells and tells what they led to; returns how many were valid.
     #[inline]
-    fn clear<T: Removals>(&self, cells: &[AtomicU64], removals: &mut T) -> u64 {
+    pub(super) fn clear<T: Removals>(&self, cells: &[AtomicU64], removals: &mut T) -> u64 {
         if !T::WANTED {
             return cells.iter().map(|cell| u64::from(take(cell).is_valid())).sum();
         }

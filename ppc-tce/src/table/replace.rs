@@ -4,7 +4,7 @@ use portcullis_hal::{
     PagePool, TableMemory,
     sync::{AtomicU64, Ordering},
 };
-use portcullis_iommu::{Error, Removals};
+use portcullis_iommu::{Error, Exchanged, Removals};
 
 use super::{Entries, Table, range::tell_entries, reserve::Reserve};
 use crate::spec::tce::Tce;
@@ -54,7 +54,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::NeedPages`] when a table is missing for a `new` that leads somewhere. Nothing changed.
-    #[inline]
+    #[inline(never)]
     pub fn replace<M: TableMemory, T: Removals>(
         &self,
         pool: &PagePool<M>,
@@ -62,33 +62,19 @@ impl Table {
         new: Tce,
         removals: &mut T,
     ) -> Result<(), Error> {
-        let Some(cell) = self.single(pool, entries) else {
-            return self.replace_tables(pool, entries, new, removals);
-        };
-        let old = put(cell, new);
-        if old.is_valid() {
-            removals.removed(old.address(), self.geometry().page_size().bytes());
+        if !new.is_valid() {
+            return self.each_span(pool, entries, |_, cells| {
+                self.clear(cells.unwrap_or_default(), removals);
+                Ok(())
+            });
         }
-        Ok(())
-    }
-
-    #[inline(never)]
-    fn replace_tables<M: TableMemory, T: Removals>(
-        &self,
-        pool: &PagePool<M>,
-        entries: Entries,
-        new: Tce,
-        removals: &mut T,
-    ) -> Result<(), Error> {
-        if new.is_valid() {
-            self.exist(pool, entries)?;
-        }
+        self.exist(pool, entries)?;
         let size = self.geometry().page_size();
         let mut next = new;
         self.each_span(pool, entries, |_, cells| {
             let replaced = cells.unwrap_or_default().iter().map(|cell| {
                 let old = put(cell, next);
-                next = if new.is_valid() { next.next(size) } else { Tce::EMPTY };
+                next = next.next(size);
                 old
             });
             tell_entries(replaced, size, removals);
@@ -97,9 +83,45 @@ impl Table {
     }
 }
 
+/// There is nothing more to replace.
+struct Ended;
+
+impl Table {
+    /// Replaces `entries`, one after the other, by what `new` yields, and tells `removals` what they led to; ends with
+    /// `new`. The caller owns the entries.
+    ///
+    /// # Errors
+    /// [`Error::NeedPages`] when a table is missing: nothing changed.
+    #[inline(always)]
+    pub(crate) fn replace_each<M: TableMemory, T: Removals>(
+        &self,
+        pool: &PagePool<M>,
+        entries: Entries,
+        mut new: impl Iterator<Item = Tce>,
+        removals: &mut T,
+    ) -> Result<Exchanged, Error> {
+        self.exist(pool, entries)?;
+        let bytes = self.geometry().page_size().bytes();
+        let mut exchanged = Exchanged::default();
+        let _: Result<(), Ended> = self.each_span(pool, entries, |_, cells| {
+            for cell in cells.unwrap_or_default() {
+                let new = new.next().ok_or(Ended)?;
+                let old = put(cell, new);
+                if old.is_valid() {
+                    removals.removed(old.address(), bytes);
+                }
+                exchanged.pages += 1;
+                exchanged.mapping += u64::from(new.is_valid());
+            }
+            Ok(())
+        });
+        Ok(exchanged)
+    }
+}
+
 /// Stores an entry; returns what was there.
-#[inline]
-fn put(cell: &AtomicU64, new: Tce) -> Tce {
+#[inline(always)]
+pub(crate) fn put(cell: &AtomicU64, new: Tce) -> Tce {
     let old = Tce::from_memory(cell.load(Ordering::Relaxed));
     cell.store(new.to_memory(), Ordering::Relaxed);
     old

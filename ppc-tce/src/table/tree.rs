@@ -46,19 +46,17 @@ impl Tree {
         let (cells, base) = (pool.memory().cells(), pool.memory().base().as_u64());
         let mut shift = self.root_shift;
         let mut table = self.root_place;
-        loop {
+        while shift != 0 {
             let place = table.wrapping_add((index >> shift & self.slot_mask) as usize);
-            if shift == 0 {
-                return Some(place);
-            }
             let entry = Tce::from_memory(cells.get(place)?.load(Ordering::Acquire));
             if !entry.is_valid() {
                 return None;
             }
             // An address below the base becomes a place far beyond the last cell.
             table = (entry.address().as_u64().wrapping_sub(base) / size_of::<u64>() as u64) as usize;
-            shift -= self.geometry.level_bits();
+            shift = shift.wrapping_sub(self.geometry.level_bits());
         }
+        Some(table.wrapping_add((index & self.slot_mask) as usize))
     }
 
     /// The last-level table that holds `index`, which lies in the tree, if the table exists.

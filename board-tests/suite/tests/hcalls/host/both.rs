@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Barrier,
+        Arc, Barrier,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -24,7 +24,7 @@ struct Watch {
     meeting: Barrier,
     /// A clock: each look at it is a moment of its own.
     now: AtomicU64,
-    made: AtomicUsize,
+    made: Arc<AtomicUsize>,
     /// Whether what is done meanwhile, if anything, has begun and ended.
     begun: AtomicBool,
     ended: AtomicBool,
@@ -67,9 +67,26 @@ impl Watch {
         wait_for(|| made() == VCPUS * meeting.begin());
         self.begun.store(true, Ordering::Release);
         let more = || made() < VCPUS * meeting.end();
-        let meanwhile = Meanwhile::attempt(|| self.now(), || port.control(control), more);
+        let attempt = || {
+            self.let_others_go_on();
+            port.control(control)
+        };
+        let meanwhile = Meanwhile::attempt(|| self.now(), attempt, more);
         self.ended.store(true, Ordering::Release);
         meanwhile
+    }
+
+    /// In the middle of what is done next, a few calls are made: it is over too soon for that to happen by itself. Not
+    /// for ever: the calls may be those that wait.
+    fn let_others_go_on(&self) {
+        let made = Arc::clone(&self.made);
+        let before = made.load(Ordering::Relaxed);
+        self.tables.after(2, move || {
+            let mut looks = 0..1000;
+            while looks.next().is_some() && made.load(Ordering::Relaxed) < before + 4 {
+                thread::yield_now();
+            }
+        });
     }
 }
 
@@ -84,7 +101,7 @@ impl TwoVcpus for HostPort {
         let (meeting_place, tables) = (Barrier::new(VCPUS), self.made.tables.clone());
         let alone = || AtomicBool::new(meanwhile.is_none());
         let (begun, ended) = (alone(), alone());
-        let watch = Watch { meeting: meeting_place, now: 0.into(), made: 0.into(), begun, ended, tables };
+        let watch = Watch { meeting: meeting_place, now: 0.into(), made: Arc::default(), begun, ended, tables };
         let (watch, first, contender) = (&watch, self.first.clone(), self.contender.clone());
         let (one, other, meanwhile) = thread::scope(|scope| {
             let one = scope.spawn(|| watch.work(&mut first.lock().expect("it is free"), 0, meeting));
