@@ -101,7 +101,8 @@ impl TwoVcpus for HostPort {
         let (meeting_place, tables) = (Barrier::new(VCPUS), self.made.tables.clone());
         let alone = || AtomicBool::new(meanwhile.is_none());
         let (begun, ended) = (alone(), alone());
-        let watch = Watch { meeting: meeting_place, now: 0.into(), made: Arc::default(), begun, ended, tables };
+        let watch =
+            Watch { meeting: meeting_place, now: 0.into(), made: Arc::default(), begun, ended, tables };
         let (watch, first, contender) = (&watch, self.first.clone(), self.contender.clone());
         let (one, other, meanwhile) = thread::scope(|scope| {
             let one = scope.spawn(|| watch.work(&mut first.lock().expect("it is free"), 0, meeting));
