@@ -1,7 +1,9 @@
 //! The scenarios with guests on x86.
 
 mod confined;
+mod disk;
 mod limit;
+mod rogue;
 mod runs;
 pub mod tenant;
 
@@ -83,6 +85,8 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guest_is_ended_at_its_limit" => {
             limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?)
         }
+        "svm_guest_reads_its_disk" => disk::svm_guest_reads_its_disk(&mut Stage::new(machine)?),
+        "svm_guest_rogue_dma" => rogue::svm_guest_rogue_dma(&mut Stage::new(machine)?),
         _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }
