@@ -50,6 +50,8 @@ const STORY: &[&str] = &[
     "snoop_on_every_leaf",
     "snoop_refused_without_control",
     "lost_invalidation_quarantines",
+    "svm_guest_reads_its_disk",
+    "svm_guest_rogue_dma",
     "hcall_driver",
     "hcall_hostile_guest",
 ];
@@ -60,7 +62,8 @@ Each scenario boots a machine of its own. Its image plays the hypervisor: it map
 lets them copy, and judges by the bytes in memory what landed. `edu` is a device of QEMU that copies on
 request, from and to a buffer inside it. That buffer is filled from IOVA 0x1000 and emptied to IOVA 0x2000,
 so every context maps these two. `witness` compares what the image says with what QEMU itself wrote down.
-On POWER a guest maps for itself in the last scenarios, by hypercalls from HV = 0: one as a driver does, one that
+On q35 two guests of the hypervisor follow, in virtual machines: one reads its disk by DMA, and one aims its device at
+the hypervisor. On POWER a guest maps for itself in the last scenarios, by hypercalls from HV = 0: one as a driver does, one that
 means harm.";
 
 /// Installs what is missing, builds, boots, shows; `true` when all went as expected.
