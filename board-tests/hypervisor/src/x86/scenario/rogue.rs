@@ -34,6 +34,8 @@ const SOURCE: u64 = FREE;
 const OWN: u64 = FREE + 0x1000;
 const PAGE: u64 = 4096;
 const HALT: Op = Op(What::Halt, 0, 0);
+/// What the CPU notes in entries of nested tables.
+const ACCESSED_DIRTY: u64 = 3 << 5;
 /// How long an operation on the group may hold a quarantine up.
 const SOON: Duration = Duration::from_millis(100);
 
@@ -61,19 +63,29 @@ pub(super) fn svm_guest_rogue_dma<M: Machine>(stage: &mut Stage<'_, M>) -> Resul
     aim.image()?;
     aim.tables()?;
     aim.memory(other.guest.memory())?;
+    aim.theft()?;
     aim.quarantined(mine)?;
     honest.own("the other guest's device goes on")?;
     aim.goes_on()?;
     ended(honest.turn())?;
+    rogue.take_back(lent)?;
+    rogue.dismiss()?;
     other.take_back(their_device)?;
     other.dismiss()
 }
 
+/// The rogue's load: behind the beginning, four steps of two operations, the theft's four and a last one.
+const LAST: u64 = 2 + 4 * 2 + 4 + 2;
+
 /// Where each step of the rogue ends is a halt.
 fn rogue_script<M: Machine>(lent: &Lent<'_, M>, [tables, memory]: [u64; 2]) -> impl Iterator<Item = Op> {
     let write = |iova| [Op(What::EduWrite, registers(lent), iova), HALT];
-    let steps = [write(OWN), write(IMAGE), write(tables), write(memory), write(OWN)];
-    beginning(lent).into_iter().chain(steps.into_iter().flatten()).chain([Op(What::Load, SOURCE, 0)])
+    let steps = [write(OWN), write(IMAGE), write(tables), write(memory)].into_iter().flatten();
+    let [store, fill] = beginning(lent);
+    let [pass_on, _] = write(OWN);
+    let theft = [Op(What::EduRead, registers(lent), tables), pass_on, fill, HALT];
+    let last = [pass_on, HALT, Op(What::Load, SOURCE, 0)];
+    [store, fill].into_iter().chain(steps).chain(theft).chain(last)
 }
 
 fn honest_script<M: Machine>(lent: &Lent<'_, M>) -> impl Iterator<Item = Op> {
@@ -84,6 +96,12 @@ fn honest_script<M: Machine>(lent: &Lent<'_, M>) -> impl Iterator<Item = Op> {
 /// Puts the pattern into the device.
 fn beginning<M: Machine>(lent: &Lent<'_, M>) -> [Op; 2] {
     [Op(What::Store, SOURCE, PATTERN), Op(What::EduRead, registers(lent), SOURCE)]
+}
+
+/// The first entry of a nested table, without what the CPU notes in it.
+fn first_entry<M: Machine>(machine: &M, table: u64) -> Option<u64> {
+    let entry = machine.pool().table_at(PhysAddr::new(table))?.first()?;
+    Some(entry.load(Ordering::Relaxed) & !ACCESSED_DIRTY)
 }
 
 fn registers<M: Machine>(lent: &Lent<'_, M>) -> u64 {
@@ -106,12 +124,21 @@ impl<M: Machine> Aim<'_, '_, M> {
 
     /// Lets the guest go on to its next halt; tells of the write to `iova`, which `landed` judges.
     fn write(&mut self, iova: u64, landed: impl FnOnce() -> bool) -> Result<Effect, Failure> {
+        self.go_on(Direction::Write, iova, landed)
+    }
+
+    fn go_on(
+        &mut self,
+        direction: Direction,
+        iova: u64,
+        landed: impl FnOnce() -> bool,
+    ) -> Result<Effect, Failure> {
         self.policy.forget_faults();
         self.policy.forget_events();
         ensure(self.turn() == Stop::Halted, "the guest did not come to its next step")?;
         let effect = if landed() { Effect::Landed } else { Effect::Blocked };
         let device = self.policy.device(self.index)?.id();
-        self.policy.tell(device, Iova::new(iova), Direction::Write, effect);
+        self.policy.tell(device, Iova::new(iova), direction, effect);
         Ok(effect)
     }
 
@@ -136,13 +163,9 @@ impl<M: Machine> Aim<'_, '_, M> {
     /// A write to the nested tables that confine the guest itself, in the hypervisor's memory.
     fn tables(&mut self) -> Result<(), Failure> {
         self.policy.step("it aims at the hypervisor's memory: the nested tables that confine it");
-        let root = self.tenant.guest.nested_root();
-        let pool = self.machine.pool();
-        let table = need(pool.table_at(PhysAddr::new(root)), "the tables are not in the pool")?;
-        // But for what the CPU notes in entries: accessed and dirty.
-        let word = || table.first().map(|entry| entry.load(Ordering::Relaxed) & !0x60);
-        let before = word();
-        let effect = self.write(root, || word() != before)?;
+        let (machine, root) = (self.machine, self.tenant.guest.nested_root());
+        let entry = need(first_entry(machine, root), "the tables are not in the pool")?;
+        let effect = self.write(root, || first_entry(machine, root) != Some(entry))?;
         ensure(effect == Effect::Blocked, "a guest's device changed the hypervisor's memory")?;
         self.blamed(root)
     }
@@ -157,6 +180,23 @@ impl<M: Machine> Aim<'_, '_, M> {
         let effect = self.write(iova, is_there)?;
         ensure(effect == Effect::Blocked, "a guest's device changed another guest's memory")?;
         self.blamed(iova)
+    }
+
+    /// A read of the nested tables: what the device then writes to the guest's own memory is not from there.
+    fn theft(&mut self) -> Result<(), Failure> {
+        self.policy.step("it reads the nested tables");
+        let (memory, root) = (self.tenant.guest.memory(), self.tenant.guest.nested_root());
+        let entry = need(first_entry(self.machine, root), "the tables are not in the pool")?;
+        ensure(entry != 0, "the nested tables are empty")?;
+        need(memory.write(OWN, !PATTERN), "the guest's memory ends")?;
+        let stolen = || memory.read(OWN).is_none_or(|word| word & !ACCESSED_DIRTY == entry);
+        let effect = self.go_on(Direction::Read, root, stolen)?;
+        ensure(effect == Effect::Blocked, "a guest's device read the hypervisor's memory")?;
+        self.blamed(root)?;
+        ensure(memory.read(OWN) != Some(!PATTERN), "the device did not pass on what it read")?;
+        let device = self.policy.device(self.index)?.id();
+        self.policy.tell(device, Iova::new(OWN), Direction::Write, Effect::Landed);
+        Ok(())
     }
 
     fn blamed(&self, iova: u64) -> Result<(), Failure> {
@@ -180,8 +220,6 @@ impl<M: Machine> Aim<'_, '_, M> {
     fn goes_on(&mut self) -> Result<(), Failure> {
         self.policy.step("the guest goes on without it");
         ended(self.turn())?;
-        /// Of the load, behind the beginning and five steps of two operations.
-        const LAST: u64 = 2 + 5 * 2;
         let last = outcome(self.tenant.guest.memory(), LAST)?;
         ensure(last.vector == DONE && last.value == PATTERN, "the guest lost its memory with its device")
     }
