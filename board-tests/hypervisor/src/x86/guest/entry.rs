@@ -2,7 +2,7 @@
 
 use core::arch::global_asm;
 
-use super::{confined, hypercall, programs::Program, runs};
+use super::{confined, disk, hypercall, programs::Program, runs};
 
 global_asm!(include_str!("entry.s"));
 
@@ -30,6 +30,7 @@ extern "C" fn x86_guest_main(number: u64, arguments: u64) -> ! {
     match Program::numbered(number) {
         Some(Program::Runs) => runs::run(arguments),
         Some(Program::Script) => confined::carry_out(),
+        Some(Program::Disk) => disk::run(arguments),
         None => hypercall::exit(NO_PROGRAM),
     }
     hypercall::exit(0)

@@ -27,4 +27,6 @@ programs! {
     Runs = 1,
     /// Carries out a [script](super::script).
     Script = 2,
+    /// Reads a disk.
+    Disk = 3,
 }

@@ -1,13 +1,16 @@
 //! The scenarios with guests on x86.
 
 mod confined;
+mod disk;
 mod limit;
+mod rogue;
 mod runs;
+pub mod tenant;
 
 use core::time::Duration;
 
-use portcullis_hal::{Clock, DonatedPages, PagePool};
-use portcullis_suite::{Event, Failure, Scenario};
+use portcullis_hal::{Clock, DonatedPages, PagePool, PhysRange};
+use portcullis_suite::{Board, Event, Failure, Scenario, scenario::stage};
 
 use super::{
     backend::Registers,
@@ -30,6 +33,12 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 
 /// What the scenarios need of the image around them.
 pub trait Machine {
+    /// The machine as the suite knows it.
+    type Board: Board;
+    /// Its policy and its devices.
+    fn board(&self) -> &Self::Board;
+    /// Where the registers of the board's device `index` are: whole pages.
+    fn registers(&self, index: usize) -> Option<PhysRange>;
     /// Tells the host.
     fn emit(&self, event: &Event<'_>);
     /// Time.
@@ -76,6 +85,8 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guest_is_ended_at_its_limit" => {
             limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?)
         }
+        "svm_guest_reads_its_disk" => disk::svm_guest_reads_its_disk(&mut Stage::new(machine)?),
+        "svm_guest_rogue_dma" => rogue::svm_guest_rogue_dma(&mut Stage::new(machine)?),
         _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }
@@ -100,6 +111,14 @@ impl<'m, M: Machine> Stage<'m, M> {
         let cpu = need(machine.svm(), "this CPU has no SVM with nested paging")?;
         let blocks = need(machine.control_blocks(), "the control blocks are taken")?;
         Ok(Self { machine, cpu, blocks })
+    }
+
+    /// The policy and the devices, about which the host is told.
+    ///
+    /// # Errors
+    /// The board has not enough devices.
+    pub fn policy(&self) -> Result<stage::Stage<'m, M::Board>, Failure> {
+        need(stage::Stage::new(self.machine.board()), "the board lacks devices")
     }
 
     /// Says what comes.
