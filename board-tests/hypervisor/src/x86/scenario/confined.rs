@@ -4,7 +4,7 @@ use portcullis_suite::Failure;
 
 use super::{LIMIT, Machine, Noted, Stage, ended, ensure, fail, load, no_call, outcome, turn};
 use crate::x86::{
-    exit::CacheInstruction,
+    caching::CacheInstruction,
     guest::{
         layout::{FREE, GUEST_BYTES},
         programs::Program,

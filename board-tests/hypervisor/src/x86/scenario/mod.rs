@@ -11,7 +11,7 @@ use portcullis_suite::{Event, Failure, Scenario};
 
 use super::{
     backend::Registers,
-    exit::CacheInstruction,
+    caching::{CacheInstruction, NotObeyed, Obeyed},
     guest::{
         entry,
         layout::ARGUMENTS,
@@ -191,8 +191,9 @@ pub const fn no_call(_: Call) -> u64 {
 struct Noted(Option<CacheInstruction>);
 
 impl CacheControl for Noted {
-    fn cache_instruction(&mut self, kind: CacheInstruction) {
+    fn cache_instruction(&mut self, kind: CacheInstruction) -> Result<Obeyed, NotObeyed> {
         self.0 = Some(kind);
+        Ok(Obeyed::Skipped)
     }
 }
 
@@ -252,6 +253,7 @@ pub fn ended(stop: Stop) -> Result<(), Failure> {
         Stop::Fault(_) => fail("the guest reached for what it has not"),
         Stop::Shutdown => fail("the guest is dead"),
         Stop::TimedOut => fail("the guest did not end in time"),
+        Stop::NotObeyed(_) => fail("what the guest relies on about caches was not done"),
         Stop::Failed(_) => fail("an exit came that no guest should cause"),
     }
 }
