@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use heapless::Vec;
 use portcullis_hal::{
-    Clock, ConfigSpace, DeviceId, DonatedPages, Iova, PagePool, PhysAddr, RegisterIo,
+    Clock, ConfigSpace, DeviceId, DonatedPages, Iova, PagePool, PhysAddr, PhysRange, RegisterIo,
     arch::x86_64::{CacheLines, MmioRegisters, TimeStampClock},
 };
 use portcullis_iommu::{Error, Iommu};
@@ -99,6 +99,11 @@ impl<'b> Q35<'b> {
         let pool = MEMORY.pool().ok_or(Error::NeedPages { count: 1 })?;
         let driver = units.bring_up(units.registers.iter(), pool, clock)?;
         Ok(Self { iommu: Iommu::new(driver), units, devices, buffers, clock, bare_disk_time })
+    }
+
+    /// Where the registers of device `index` are, which nobody uses now.
+    pub(crate) fn registers(&self, index: usize) -> Option<PhysRange> {
+        pci::registers_of(self.device(index)?.id())
     }
 
     /// Tells the host what there is.

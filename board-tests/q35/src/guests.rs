@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use portcullis_hal::{Clock, DonatedPages, PagePool, PhysAddr, arch::x86_64::TimeStampClock};
+use portcullis_hal::{Clock, DonatedPages, PagePool, PhysAddr, PhysRange, arch::x86_64::TimeStampClock};
 use portcullis_hypervisor::x86::{
     guest::layout::GUEST_BYTES,
     memory::GuestMemory,
@@ -17,7 +17,7 @@ use portcullis_hypervisor::x86::{
 };
 use portcullis_suite::{Event, Failure};
 
-use crate::{console, limit::Limit};
+use crate::{board::Q35, console, limit::Limit};
 
 /// Guests at a time.
 const GUESTS: usize = 2;
@@ -64,20 +64,21 @@ unsafe extern "C" {
 }
 
 /// The machine as scenarios with guests see it.
-pub(crate) struct Guests {
+pub(crate) struct Guests<'a, 'b> {
+    board: &'a Q35<'b>,
     clock: TimeStampClock,
     pool: PagePool<DonatedPages<'static>>,
 }
 
-impl Guests {
+impl<'a, 'b> Guests<'a, 'b> {
     /// To be made once: there is one pool, and one local APIC to prepare.
     ///
     /// # Errors
     /// What the machine lacks, in words.
-    pub(crate) fn new(clock: TimeStampClock) -> Result<Self, &'static str> {
+    pub(crate) fn new(board: &'a Q35<'b>, clock: TimeStampClock) -> Result<Self, &'static str> {
         Limit::prepare().map_err(|_| "there is no local APIC to end guests")?;
         let pool = table_pool().ok_or("there are no pages for nested tables")?;
-        Ok(Self { clock, pool })
+        Ok(Self { board, clock, pool })
     }
 }
 
@@ -99,7 +100,17 @@ fn bytes_to(end: *const u8) -> usize {
     end.addr() - (&raw const image_start).addr()
 }
 
-impl Machine for Guests {
+impl<'b> Machine for Guests<'_, 'b> {
+    type Board = Q35<'b>;
+
+    fn board(&self) -> &Self::Board {
+        self.board
+    }
+
+    fn registers(&self, index: usize) -> Option<PhysRange> {
+        self.board.registers(index)
+    }
+
     fn emit(&self, event: &Event<'_>) {
         console::emit(event);
     }

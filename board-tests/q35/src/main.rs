@@ -141,7 +141,7 @@ fn act(
     if let Some(result) = portcullis_suite::run(board, scenario) {
         return conclude(Some(result));
     }
-    let guests = Guests::new(clock)?;
+    let guests = Guests::new(board, clock)?;
     // SAFETY: the boot CPU, in an identity map; nobody else runs guests.
     conclude(unsafe { guest_scenarios::run(&guests, scenario) })
 }

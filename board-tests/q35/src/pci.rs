@@ -4,13 +4,14 @@ use pci_types::{
     Bar, CommandRegister, ConfigRegionAccess, EndpointHeader, HeaderType, PciAddress, PciHeader,
     PciPciBridgeHeader,
 };
-use portcullis_hal::{ConfigSpace, DeviceId, RequesterId, Segment};
+use portcullis_hal::{ConfigSpace, DeviceId, PhysAddr, PhysRange, RequesterId, Segment};
 use portcullis_vtd::dmar::BusRange;
 use x86_64::instructions::port::Port;
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
+const PAGE: u64 = 4096;
 /// QEMU's edu device.
 const EDU: (u16, u16) = (0x1234, 0x11e8);
 /// Mass storage, non-volatile memory, NVM Express.
@@ -104,14 +105,27 @@ pub(crate) fn nvmes() -> impl Iterator<Item = Function> {
 fn switch_on(header: PciHeader) -> Option<Function> {
     let address = header.address();
     let mut endpoint = EndpointHeader::from_header(header, ConfigPorts)?;
-    let (registers, bytes) = match endpoint.bar(0, ConfigPorts)? {
-        Bar::Memory32 { address, size, .. } => (address.into(), size.into()),
-        Bar::Memory64 { address, size, .. } => (address, size),
-        Bar::Io { .. } => return None,
-    };
+    let (registers, bytes) = first_bar(&endpoint)?;
     let wanted = CommandRegister::MEMORY_ENABLE | CommandRegister::BUS_MASTER_ENABLE;
     endpoint.update_command(ConfigPorts, |command| command | wanted);
     Some(Function { id: device_id(address)?, registers, bytes })
+}
+
+/// Where BAR 0 is, and how long: looked at while nobody uses it, since a BAR is sized by writing to it.
+fn first_bar(endpoint: &EndpointHeader) -> Option<(u64, u64)> {
+    match endpoint.bar(0, ConfigPorts)? {
+        Bar::Memory32 { address, size, .. } => Some((address.into(), size.into())),
+        Bar::Memory64 { address, size, .. } => Some((address, size)),
+        Bar::Io { .. } => None,
+    }
+}
+
+/// Where the registers of a function are, which nobody uses now: BAR 0, if it is whole pages.
+pub(crate) fn registers_of(device: DeviceId) -> Option<PhysRange> {
+    let header = PciHeader::new(reachable(device, 0)?);
+    let (start, bytes) = first_bar(&EndpointHeader::from_header(header, ConfigPorts)?)?;
+    let whole = start.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
+    PhysRange::new(PhysAddr::new(start), bytes).ok().filter(|_| whole)
 }
 
 fn device_id(address: PciAddress) -> Option<DeviceId> {

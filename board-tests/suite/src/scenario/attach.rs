@@ -21,7 +21,12 @@ const COMMAND: u16 = 0x04;
 const BUS_MASTER_ENABLE: u32 = 1 << 2;
 
 impl<'b, B: Board> Stage<'b, B> {
-    pub(super) fn attach(
+    /// Attaches a claim of device `index`, quiesced first where that was not done, lets the device master the bus, and
+    /// tells.
+    ///
+    /// # Errors
+    /// What the policy refuses.
+    pub fn attach(
         &self,
         claim: &mut Owned<'b, B>,
         index: usize,
@@ -44,7 +49,11 @@ impl<'b, B: Board> Stage<'b, B> {
         Ok(())
     }
 
-    pub(super) fn requester(&self, index: usize) -> Result<u16, Failure> {
+    /// Requester ID of device `index`.
+    ///
+    /// # Errors
+    /// The board lacks it.
+    pub fn requester(&self, index: usize) -> Result<u16, Failure> {
         Ok(self.device(index)?.id().requester.as_u16())
     }
 
@@ -80,7 +89,11 @@ impl<'b, B: Board> Stage<'b, B> {
         config.write32(device, COMMAND, command | BUS_MASTER_ENABLE);
     }
 
-    pub(super) fn detach(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
+    /// Blocks device `index`, and tells.
+    ///
+    /// # Errors
+    /// What the policy refuses.
+    pub fn detach(&self, claim: &mut Owned<'b, B>, index: usize) -> Result<(), Failure> {
         claim.detach()?;
         self.board.emit(&Event::Detached { requester: self.requester(index)? });
         Ok(())

@@ -12,7 +12,7 @@ mod notice;
 mod registered;
 mod revocation;
 mod rogue;
-mod stage;
+pub mod stage;
 mod transfer;
 mod watch;
 mod words;

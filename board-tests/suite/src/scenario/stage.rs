@@ -1,4 +1,5 @@
-//! What scenarios do again and again: own, attach, map, and tell the host.
+//! What scenarios do again and again: own, attach, map, and tell the host. Part of it is for scenarios with guests, which
+//! images add to the suite's.
 
 use portcullis_hal::{Access, DeviceId, DmaExtent, Iova, IovaRange};
 use portcullis_iommu::{
@@ -23,13 +24,23 @@ pub(super) const LOADER: usize = 15;
 /// The buffer that a device's own buffer is written out to.
 pub(super) const UNLOADER: usize = 14;
 
-pub(super) type Owned<'b, B> = Claim<'b, <B as Board>::Driver, 32, 32>;
+/// A claim on a group of the board's.
+pub type Owned<'b, B> = Claim<'b, <B as Board>::Driver, 32, 32>;
 type Spec<B> = <<B as Board>::Driver as Driver>::Spec;
 
 /// A board with a scenario on it.
-pub(super) struct Stage<'b, B: Board> {
-    pub(super) board: &'b B,
+pub struct Stage<'b, B: Board> {
+    /// The board.
+    pub board: &'b B,
 }
+
+impl<B: Board> Clone for Stage<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Board> Copy for Stage<'_, B> {}
 
 /// Fails the scenario, with the line of the caller, unless `condition` holds.
 #[track_caller]
@@ -47,7 +58,7 @@ pub(super) fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure
 
 impl<'b, B: Board> Stage<'b, B> {
     /// `None` when the board lacks two devices or sixteen buffers.
-    pub(super) fn new(board: &'b B) -> Option<Self> {
+    pub fn new(board: &'b B) -> Option<Self> {
         board.device(1)?;
         for (index, device) in (0..=2u8).filter_map(|index| Some((index, board.device(index.into())?))) {
             let requester = device.id().requester.as_u16();
@@ -57,15 +68,21 @@ impl<'b, B: Board> Stage<'b, B> {
         Some(Self { board })
     }
 
-    pub(super) fn iommu(&self) -> &'b Iommu<B::Driver> {
+    /// The board's policy.
+    pub fn iommu(&self) -> &'b Iommu<B::Driver> {
         self.board.iommu()
     }
 
-    pub(super) fn step(&self, text: &'static str) {
+    /// Says what comes.
+    pub fn step(&self, text: &'static str) {
         self.board.emit(&Event::Step { text });
     }
 
-    pub(super) fn device(&self, index: usize) -> Result<&'b B::Device, Failure> {
+    /// Device `index`.
+    ///
+    /// # Errors
+    /// The board lacks it.
+    pub fn device(&self, index: usize) -> Result<&'b B::Device, Failure> {
         need(self.board.device(index), "the board lacks a device")
     }
 
@@ -74,7 +91,10 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     /// Registers device `index` as a group of its own.
-    pub(super) fn group(&self, index: usize) -> Result<GroupId, Failure> {
+    ///
+    /// # Errors
+    /// What the policy refuses.
+    pub fn group(&self, index: usize) -> Result<GroupId, Failure> {
         let device = self.device(index)?.id();
         let group = self.iommu().add_group(&[device])?;
         self.board.declare_reserved(device)?;
@@ -89,14 +109,20 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     /// Claims the group of device `index`, and tells.
-    pub(super) fn claim(&self, index: usize, vm: VmId, group: GroupId) -> Result<Owned<'b, B>, Failure> {
+    ///
+    /// # Errors
+    /// What the policy refuses.
+    pub fn claim(&self, index: usize, vm: VmId, group: GroupId) -> Result<Owned<'b, B>, Failure> {
         let claim = self.iommu().claim(vm, group)?;
         self.board.emit(&Event::Claimed { requester: self.requester(index)?, vm: vm.0 });
         Ok(claim)
     }
 
     /// Gives a VM's last claim of device `index` up, and tells.
-    pub(super) fn release(&self, claim: Owned<'b, B>, index: usize, vm: VmId) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// What the policy refuses.
+    pub fn release(&self, claim: Owned<'b, B>, index: usize, vm: VmId) -> Result<(), Failure> {
         claim.release()?;
         self.tell_released(index, vm)
     }
@@ -165,7 +191,10 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     /// Tells of a mapping, and checks that a look-up finds it.
-    pub(super) fn tell_mapped(
+    ///
+    /// # Errors
+    /// The look-up's, or another answer.
+    pub fn tell_mapped(
         &self,
         context: ContextHandle,
         iova: Iova,
@@ -192,12 +221,15 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     /// Empties the policy's log, which keeps the oldest events only.
-    pub(super) fn forget_events(&self) {
+    pub fn forget_events(&self) {
         while self.iommu().take_event().is_some() {}
     }
 
     /// Fails unless the policy's log blames `vm` for what `device` tried at `page`, and tells.
-    pub(super) fn expect_blame(&self, device: DeviceId, page: Iova, vm: VmId) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// It blames somebody else, or nobody.
+    pub fn expect_blame(&self, device: DeviceId, page: Iova, vm: VmId) -> Result<(), Failure> {
         let events = core::iter::from_fn(|| self.iommu().take_event());
         let blamed = events.filter_map(|event| match event {
             iommu::Event::Fault { fault, owner } if (fault.device, fault.iova) == (device, Some(page)) => {

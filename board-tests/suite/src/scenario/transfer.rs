@@ -116,7 +116,8 @@ impl<'b, B: Board> Stage<'b, B> {
         Ok(effect)
     }
 
-    pub(super) fn forget_faults(&self) {
+    /// Takes all faults that hardware has recorded.
+    pub fn forget_faults(&self) {
         // Bounded: hardware that makes up faults without end must not hang the suite.
         for _ in 0..64 {
             if self.board.take_fault().is_none() {
@@ -125,7 +126,8 @@ impl<'b, B: Board> Stage<'b, B> {
         }
     }
 
-    pub(super) fn tell(&self, device: DeviceId, iova: Iova, direction: Direction, effect: Effect) {
+    /// Tells what a device's transfer did.
+    pub fn tell(&self, device: DeviceId, iova: Iova, direction: Direction, effect: Effect) {
         let fault = self.board.take_fault();
         self.tell_with(device, iova, direction, effect, fault);
     }
@@ -145,7 +147,8 @@ impl<'b, B: Board> Stage<'b, B> {
         }
     }
 
-    pub(super) fn tell_fault(&self, fault: Fault) {
+    /// Tells of a fault.
+    pub fn tell_fault(&self, fault: Fault) {
         self.board.emit(&Event::Fault {
             requester: fault.device.requester.as_u16(),
             iova: fault.iova.map(Iova::as_u64),

@@ -3,11 +3,12 @@
 mod confined;
 mod limit;
 mod runs;
+pub mod tenant;
 
 use core::time::Duration;
 
-use portcullis_hal::{Clock, DonatedPages, PagePool};
-use portcullis_suite::{Event, Failure, Scenario};
+use portcullis_hal::{Clock, DonatedPages, PagePool, PhysRange};
+use portcullis_suite::{Board, Event, Failure, Scenario, scenario::stage};
 
 use super::{
     backend::Registers,
@@ -30,6 +31,12 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 
 /// What the scenarios need of the image around them.
 pub trait Machine {
+    /// The machine as the suite knows it.
+    type Board: Board;
+    /// Its policy and its devices.
+    fn board(&self) -> &Self::Board;
+    /// Where the registers of the board's device `index` are: whole pages.
+    fn registers(&self, index: usize) -> Option<PhysRange>;
     /// Tells the host.
     fn emit(&self, event: &Event<'_>);
     /// Time.
@@ -100,6 +107,14 @@ impl<'m, M: Machine> Stage<'m, M> {
         let cpu = need(machine.svm(), "this CPU has no SVM with nested paging")?;
         let blocks = need(machine.control_blocks(), "the control blocks are taken")?;
         Ok(Self { machine, cpu, blocks })
+    }
+
+    /// The policy and the devices, about which the host is told.
+    ///
+    /// # Errors
+    /// The board has not enough devices.
+    pub fn policy(&self) -> Result<stage::Stage<'m, M::Board>, Failure> {
+        need(stage::Stage::new(self.machine.board()), "the board lacks devices")
     }
 
     /// Says what comes.
