@@ -35,6 +35,8 @@ catalogue! {
     svm_guest_runs shows ["X01", "X02"] needs Requires::SVM;
     svm_guest_is_confined shows ["X03", "X04", "X05", "X06", "X08", "X09"] needs Requires::SVM;
     svm_guest_is_ended_at_its_limit shows ["X07"] needs Requires::SVM;
+    svm_guests_overlap shows ["X40"] needs Requires::SVM.union(Requires::SECOND_CPU);
+    svm_two_vcpus_are_confined shows ["X41"] needs Requires::SVM.union(Requires::SECOND_CPU);
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
     second_cpu_answers shows ["X10", "X11", "X12", "X13"] needs Requires::SECOND_CPU;
 }

@@ -12,10 +12,9 @@ unsafe extern "C" {
     fn x86_guest_call_as_program();
 }
 
-/// Does what the records say; writes down what came of each.
-pub(super) fn carry_out() {
-    let mut index = 0;
-    while let Some(at) = record(index) {
+/// Does what the records from `first` on say; writes down what came of each.
+pub(super) fn carry_out(first: u64) {
+    for at in (0..).map_while(record).skip_while(|at| *at < first) {
         let words: *mut u64 = core::ptr::with_exposed_provenance_mut(at as usize);
         // SAFETY: the records lie in this guest's memory, where its tables map it, and nothing of Rust's does.
         let [number, first, second] =
@@ -28,7 +27,6 @@ pub(super) fn carry_out() {
             words.add(3).write_volatile(vector);
             words.add(4).write_volatile(value);
         }
-        index += 1;
     }
 }
 

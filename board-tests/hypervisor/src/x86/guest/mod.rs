@@ -2,6 +2,7 @@
 
 pub mod calls;
 pub mod layout;
+pub mod meets;
 pub mod programs;
 pub mod script;
 
@@ -13,5 +14,7 @@ pub mod entry;
 pub mod hypercall;
 #[cfg(all(target_arch = "x86_64", target_os = "none"))]
 pub mod probe;
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
+mod rounds;
 #[cfg(all(target_arch = "x86_64", target_os = "none"))]
 mod runs;

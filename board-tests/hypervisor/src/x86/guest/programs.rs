@@ -27,4 +27,8 @@ programs! {
     Runs = 1,
     /// Carries out a [script](super::script).
     Script = 2,
+    /// Meets the [same program](super::meets) of another guest.
+    Meets = 8,
+    /// Counts in one word, for ever.
+    Counts = 9,
 }

@@ -117,7 +117,13 @@ pub struct Outcome {
 /// Puts a script in place; `None` when it does not fit.
 #[must_use]
 pub fn load(memory: GuestMemory, script: impl IntoIterator<Item = Op>) -> Option<()> {
-    let mut count = 0;
+    load_from(memory, 0, script)
+}
+
+/// The same from record `first` on, for a vCPU of its own.
+#[must_use]
+pub fn load_from(memory: GuestMemory, first: u64, script: impl IntoIterator<Item = Op>) -> Option<()> {
+    let mut count = first;
     for Op(what, first, second) in script {
         // One record stays free: it ends the script.
         (count + 1 < MAX_RECORDS).then_some(())?;

@@ -2,6 +2,7 @@
 
 mod confined;
 mod limit;
+pub mod pair;
 mod runs;
 pub mod tenant;
 
@@ -10,6 +11,7 @@ use core::time::Duration;
 use portcullis_hal::{Clock, DonatedPages, PagePool, PhysRange};
 use portcullis_suite::{Board, Event, Failure, Scenario, scenario::stage};
 
+use self::pair::Cpus;
 use super::{
     backend::Registers,
     caching::{CacheInstruction, NotObeyed, Obeyed},
@@ -35,6 +37,10 @@ pub trait Machine {
     type Board: Board;
     /// Its policy and its devices.
     fn board(&self) -> &Self::Board;
+    /// Its CPUs.
+    type Cpus: Cpus;
+    /// All of them.
+    fn cpus(&self) -> &Self::Cpus;
     /// Where the registers of the board's device `index` are: whole pages.
     fn registers(&self, index: usize) -> Option<PhysRange>;
     /// Tells the host.
@@ -83,6 +89,8 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guest_is_ended_at_its_limit" => {
             limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?)
         }
+        "svm_guests_overlap" => pair::svm_guests_overlap(&mut Stage::new(machine)?),
+        "svm_two_vcpus_are_confined" => pair::svm_two_vcpus_are_confined(&mut Stage::new(machine)?),
         _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }
