@@ -10,6 +10,7 @@
 mod alarm;
 mod board;
 mod boot;
+mod caches;
 mod console;
 mod cpus;
 mod exit;

@@ -7,6 +7,7 @@ use core::{
 
 use portcullis_hal::Clock;
 use portcullis_hypervisor::x86::{
+    caching::Caches,
     scenario::pair::Cpus,
     svm::{CpuArea, SvmCpu},
     vcpu::TurnLimit,
@@ -15,6 +16,7 @@ use x86_64::instructions::interrupts::without_interrupts;
 
 use crate::{
     boot::AcpiRoot,
+    caches::{self, AllCaches},
     cpus::{self, Job, MAX_CPUS},
     limit::Limit,
     startup, timer,
@@ -79,6 +81,14 @@ impl Cpus for Pair {
             // It may still have the errand, which ends with this function.
             crate::give_up("the second CPU does not end what it was given");
         }
+    }
+
+    fn caches(&self) -> impl Caches {
+        AllCaches
+    }
+
+    fn flushes(&self, cpu: usize) -> u64 {
+        caches::flushes(cpu)
     }
 
     fn interrupt_second(&self) -> bool {

@@ -4,7 +4,7 @@ use portcullis_hal::{PagePool, PhysAddr, TableMemory};
 
 use super::{
     backend::Start,
-    caching::MemoryType,
+    caching::{MemoryType, Tables, mtrr::Run},
     guest::layout::{
         DESCRIPTORS, GUEST_BYTES, IMAGE, INTERRUPTS, OWN_BYTES, TABLES, TASK, VCPUS, own, stack_end,
     },
@@ -95,6 +95,12 @@ impl<'p, M: TableMemory> Vm<'p, M> {
         self.tables.root()
     }
 
+    /// How its page at guest-physical `at` is mapped.
+    #[must_use]
+    pub fn mapping(&self, at: u64) -> Option<Mapping> {
+        self.tables.translate(at).map(|(_, mapping)| mapping)
+    }
+
     /// Lends a device's registers, at their own address.
     ///
     /// # Errors
@@ -145,6 +151,16 @@ impl<'p, M: TableMemory> Vm<'p, M> {
         }
         fill_tables(memory)?;
         fill_descriptors(memory, image.traps)
+    }
+}
+
+impl<M: TableMemory> Tables for Vm<'_, M> {
+    fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+
+    fn retype(&self, run: Run) -> Result<(), NptError> {
+        self.tables.retype(run)
     }
 }
 

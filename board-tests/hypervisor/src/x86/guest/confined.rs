@@ -1,8 +1,12 @@
 //! The program that carries out a script.
 
-use core::arch::{asm, x86_64::__cpuid_count};
+use core::arch::{
+    asm,
+    x86_64::{__cpuid_count, _rdtsc},
+};
 
 use super::{
+    hypercall::report,
     probe::{self, probe},
     script::{DONE, Outcome, What, record},
 };
@@ -64,6 +68,8 @@ fn attempt(what: What, first: u64, second: u64) -> Outcome {
         // MOVQ between RAX and XMM0: the image is built without vector registers, and its assembler has none.
         What::WriteVector => probe!(".byte 0x66, 0x48, 0x0f, 0x6e, 0xc0", first, 0u64, 0u64),
         What::ReadVector => probe!(".byte 0x66, 0x48, 0x0f, 0x7e, 0xc0", 0u64, 0u64, 0u64),
+        What::LeastWbinvd => Outcome { vector: DONE, value: least_wbinvd(first) },
+        What::Report => Outcome { vector: DONE, value: report(first) },
         What::TripleFault => triple_fault(),
         What::Spin => spin(),
     }
@@ -73,6 +79,20 @@ fn cpuid(leaf: u32, word: u64) -> u64 {
     let answer = __cpuid_count(leaf, 0);
     let words = [answer.eax, answer.ebx, answer.ecx, answer.edx];
     words.get(word as usize).copied().unwrap_or(0).into()
+}
+
+fn least_wbinvd(times: u64) -> u64 {
+    let ticks = |_| {
+        let before = ticks();
+        probe!("wbinvd", 0u64, 0u64, 0u64);
+        ticks().wrapping_sub(before)
+    };
+    (0..times).map(ticks).min().unwrap_or(0)
+}
+
+fn ticks() -> u64 {
+    // SAFETY: every CPU with SVM has a time-stamp counter, and the guest may read it.
+    unsafe { _rdtsc() }
 }
 
 /// Runs what ends in an exception at privilege level 3; its vector.

@@ -1,5 +1,6 @@
 //! The scenarios with guests on x86.
 
+mod caches;
 mod confined;
 mod limit;
 pub mod pair;
@@ -89,6 +90,8 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guest_is_ended_at_its_limit" => {
             limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?)
         }
+        "svm_wbinvd_by_notice" => caches::svm_wbinvd_by_notice(&mut Stage::new(machine)?),
+        "svm_memory_types_by_notice" => caches::svm_memory_types_by_notice(&mut Stage::new(machine)?),
         "svm_guests_overlap" => pair::svm_guests_overlap(&mut Stage::new(machine)?),
         "svm_two_vcpus_are_confined" => pair::svm_two_vcpus_are_confined(&mut Stage::new(machine)?),
         _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),

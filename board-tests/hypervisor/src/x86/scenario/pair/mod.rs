@@ -16,6 +16,7 @@ pub(super) use self::{overlap::svm_guests_overlap, shared::svm_two_vcpus_are_con
 use super::{Guest, Machine, Stage, ensure, need};
 use crate::x86::{
     backend::{Backend, Exception, Registers, Start, SystemRegister},
+    caching::Caches,
     cpuid::Answer,
     exit::Exit,
     guest::programs::Program,
@@ -38,6 +39,10 @@ pub trait Cpus: Sync {
     /// Does `there` on the second CPU, with interrupts off there, and `here` on this one meanwhile; returns when both are
     /// over. A second CPU that does not end is the end of the run.
     fn beside(&self, there: &mut (dyn FnMut() + Send), here: &mut dyn FnMut());
+    /// The caches of all CPUs.
+    fn caches(&self) -> impl Caches;
+    /// How often CPU `cpu` flushed for guests.
+    fn flushes(&self, cpu: usize) -> u64;
     /// Interrupts the second CPU, and waits until it has taken the interrupt: then it is in no guest, or was since.
     fn interrupt_second(&self) -> bool;
 }
@@ -115,6 +120,14 @@ impl Backend for Ordered<'_> {
 
     fn write(&mut self, register: SystemRegister, value: u64) {
         self.svm.write(register, value);
+    }
+
+    fn intercept_cr0_reads(&mut self, intercept: bool) {
+        self.svm.intercept_cr0_reads(intercept);
+    }
+
+    fn forget_translations(&mut self) {
+        self.svm.forget_translations();
     }
 
     fn is_privileged(&self) -> bool {
