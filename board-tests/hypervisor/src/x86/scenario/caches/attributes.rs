@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use portcullis_suite::{Board, Failure};
+use portcullis_suite::{Board, Event, Failure};
 
 use super::Ward;
 use crate::x86::{
@@ -78,7 +78,7 @@ pub(in super::super) fn svm_memory_types_by_notice<M: Machine>(
         let stop = turn(machine, vcpu, &mut ward.exits(machine), &mut no_call, LIMIT);
         ensure(stop == Stop::Halted, "the guest did not come to the end of its part")
     };
-    let step = |text| machine.emit(&portcullis_suite::Event::Step { text });
+    let step = |text| machine.emit(&Event::Step { text });
     to_halt(&mut vcpu)?;
     reads(&ward, [(1, PAT), (4, WRITE_THROUGH), (6, CR0)])?;
     has(&vcpu, CR0 & !CACHE_DISABLE, Pat::ALL_WRITE_BACK.value())?;
@@ -90,8 +90,7 @@ pub(in super::super) fn svm_memory_types_by_notice<M: Machine>(
     reads(&ward, [(8, PAT), (9, MASK), (10, CR0)])?;
     has(&vcpu, CR0, PAT)?;
     built(&ward, [2, 1], [MemoryType::WriteBack, MemoryType::WriteThrough])?;
-    let shadowed = vcpu.counts().control_reads;
-    ensure(shadowed == 1, "CR0 was read by another hand than where it has to be")?;
+    ensure(vcpu.counts().control_reads == 1, "a read of CR0 ended a turn where hardware has the guest's")?;
     step("it makes all other memory uncacheable, and runs on from there");
     to_halt(&mut vcpu)?;
     reads(&ward, [(14, ON)])?;

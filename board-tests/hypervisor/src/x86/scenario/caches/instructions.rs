@@ -1,7 +1,10 @@
 //! What WBINVD, WBNOINVD and INVD of a guest do, from before it has a device until after.
 
 use portcullis_iommu::{Because, Coherency, ContextHandle};
-use portcullis_suite::{Board, Event, Failure, scenario::stage::Owned};
+use portcullis_suite::{
+    Board, Event, Failure,
+    scenario::stage::{self, Owned},
+};
 
 use super::{BOOT, SECOND, Ward};
 use crate::x86::{
@@ -75,7 +78,8 @@ fn goes_past_the_caches<'m, M: Machine>(
     claim: &mut Owned<'m, M::Board>,
     start: u32,
 ) -> Result<u32, Failure> {
-    let (machine, policy, mut epoch) = (stage.machine, stage.policy()?, start);
+    let (machine, mut epoch) = (stage.machine, start);
+    let policy = policy(machine);
     let enforcing = enforcing(machine, ward)?;
     if let Some(context) = enforcing {
         stage.step("the device is attached where hardware keeps its DMA coherent");
@@ -105,6 +109,11 @@ fn goes_past_the_caches<'m, M: Machine>(
     Ok(epoch)
 }
 
+/// The policy of a board whose devices the host knows of.
+fn policy<M: Machine>(machine: &M) -> stage::Stage<'_, M::Board> {
+    stage::Stage { board: machine.board() }
+}
+
 /// A context that makes DMA coherent; `None` on a machine without snoop control.
 fn enforcing<M: Machine>(machine: &M, ward: &Ward<'_>) -> Result<Option<ContextHandle>, Failure> {
     let board = machine.board();
@@ -121,8 +130,7 @@ fn attach<'m, M: Machine>(
     verdict: Coherency,
     epoch: &mut u32,
 ) -> Result<(), Failure> {
-    let policy = portcullis_suite::scenario::stage::Stage { board: machine.board() };
-    policy.attach(claim, DEVICE, context)?;
+    policy(machine).attach(claim, DEVICE, context)?;
     ward.notice_changed(machine)?;
     *epoch += 1;
     ward.expect(machine, verdict, *epoch)
@@ -172,7 +180,7 @@ fn stale<'m, M: Machine>(
     claim: &mut Owned<'m, M::Board>,
 ) -> Result<(), Failure> {
     stage.step("the device comes and goes between two instructions of the guest");
-    let (machine, policy) = (stage.machine, stage.policy()?);
+    let (machine, policy) = (stage.machine, policy(stage.machine));
     let context = policy.iommu().create_context(ward.vm, &machine.board().spec())?;
     let count = |kind| [ward.shared.counts.skipped.count(kind), ward.shared.counts.flushed.count(kind)];
     let before = KINDS.map(|(_, kind)| count(kind));
