@@ -374,6 +374,6 @@ mod tests {
         assert_eq!(word(2 * SMALL), Some((0x2007, SMALL)));
         assert_eq!(word(3 * SMALL), Some((0x301f, SMALL)), "a type that the table lacks is UC");
         assert_eq!(word(4 * SMALL), Some((0x4007, SMALL)));
-        assert_eq!(word(LARGE - SMALL), Some((LARGE - SMALL | 7, SMALL)));
+        assert_eq!(word(LARGE - SMALL), Some(((LARGE - SMALL) | 7, SMALL)));
     }
 }

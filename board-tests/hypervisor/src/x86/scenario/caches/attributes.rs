@@ -31,7 +31,7 @@ const ON: u64 = 1 << 11;
 const WRITE_THROUGH: u64 = FREE | 4;
 const RANGE_BYTES: u64 = 0x4000;
 /// Of addresses with 36 bits, which every CPU has.
-const MASK: u64 = (1 << 36) - RANGE_BYTES | ON;
+const MASK: u64 = ((1 << 36) - RANGE_BYTES) | ON;
 const CACHE_DISABLE: u64 = 1 << 30;
 /// PG, CD, WP, NE, ET, MP, PE.
 const CR0: u64 = 0xc001_0033;
