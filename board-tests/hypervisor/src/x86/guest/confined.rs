@@ -85,7 +85,7 @@ fn as_program(act: impl FnOnce()) -> Outcome {
 }
 
 /// An exception that no table leads away from.
-fn triple_fault() -> ! {
+pub(super) fn triple_fault() -> ! {
     let empty = [0u64; 2];
     // SAFETY: the guest ends here, and nothing but it.
     unsafe { asm!("lidt [{table}]", "ud2", table = in(reg) &raw const empty, options(noreturn)) }

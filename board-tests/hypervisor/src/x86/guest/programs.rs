@@ -31,4 +31,10 @@ programs! {
     Meets = 8,
     /// Counts in one word, for ever.
     Counts = 9,
+    /// Has an `edu` device [copy](super::dma).
+    Copies = 10,
+    /// Has it write for ever.
+    Floods = 11,
+    /// Dies while it writes.
+    DiesUnderDma = 12,
 }
