@@ -38,6 +38,7 @@ catalogue! {
     svm_guests_overlap shows ["X40"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_two_vcpus_are_confined shows ["X41"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_handover_under_dma shows ["X42"] needs Requires::SVM.union(Requires::SECOND_CPU);
+    svm_guest_dies_under_dma shows ["X43"] needs Requires::SVM.union(Requires::SECOND_CPU);
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
     second_cpu_answers shows ["X10", "X11", "X12", "X13"] needs Requires::SECOND_CPU;
 }

@@ -7,8 +7,11 @@ use crate::x86::memory::GuestMemory;
 pub const SOURCE: u64 = FREE;
 /// The page that it writes then: one that no program touches by itself.
 pub const TARGET: u64 = FREE + 0x10_0000;
+/// Where it writes in that page: not at its begin, where the scenarios have the device write by themselves, so that a trace
+/// tells the two apart.
+pub const ARRIVAL: u64 = TARGET + 0x80;
 /// Bytes that it moves at once.
-pub const BYTES: u32 = 256;
+pub const BYTES: u32 = 128;
 
 /// Words from [`ARGUMENTS`] on.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +42,10 @@ pub fn prepare(memory: GuestMemory, (registers, bytes): (u64, u64), pattern: u64
     words(SOURCE).try_for_each(|at| memory.write(at, pattern))
 }
 
-/// Whether the target holds what was the source's pattern.
+/// Whether there arrived what was the source's pattern.
 #[must_use]
 pub fn has_arrived(memory: GuestMemory, pattern: u64) -> bool {
-    words(TARGET).all(|at| memory.read(at) == Some(pattern))
+    words(ARRIVAL).all(|at| memory.read(at) == Some(pattern))
 }
 
 /// Writes that the device has been told to do.

@@ -10,7 +10,7 @@ use portcullis_suite::{DmaDevice, edu::Edu};
 
 use super::{
     confined,
-    dma::{BYTES, Record, SOURCE, TARGET},
+    dma::{ARRIVAL, BYTES, Record, SOURCE},
     hypercall::exit,
     probe,
 };
@@ -37,7 +37,7 @@ fn loaded() -> Device {
 }
 
 fn begin(device: &Device, number: u64) {
-    if device.begin_write(Iova::new(TARGET), BYTES).is_err() {
+    if device.begin_write(Iova::new(ARRIVAL), BYTES).is_err() {
         exit(3);
     }
     probe::store(Record::Writes.address(), number);
@@ -45,7 +45,7 @@ fn begin(device: &Device, number: u64) {
 
 /// Has the device copy the source to the target, and ends when it has.
 pub(super) fn copy() {
-    if loaded().write_memory(Iova::new(TARGET), BYTES).is_err() {
+    if loaded().write_memory(Iova::new(ARRIVAL), BYTES).is_err() {
         exit(4);
     }
 }

@@ -92,6 +92,7 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guests_overlap" => pair::svm_guests_overlap(&mut Stage::new(machine)?),
         "svm_two_vcpus_are_confined" => pair::svm_two_vcpus_are_confined(&mut Stage::new(machine)?),
         "svm_handover_under_dma" => pair::svm_handover_under_dma(&mut Stage::new(machine)?),
+        "svm_guest_dies_under_dma" => pair::svm_guest_dies_under_dma(&mut Stage::new(machine)?),
         _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }

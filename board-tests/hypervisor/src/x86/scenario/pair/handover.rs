@@ -7,7 +7,7 @@ use portcullis_suite::{
 };
 
 use super::{
-    Cpus, Orders, Task, beside,
+    Cpus, Orders, Task, await_that, beside,
     driven::{self, Looks, pattern},
     page::Target,
     parts, take_back,
@@ -19,10 +19,11 @@ use crate::x86::{
         programs::Program,
     },
     scenario::{
-        Guest, Machine, Stage, ended, ensure, need,
+        Guest, LIMIT, Machine, Stage, ended, ensure, need, no_call,
         tenant::{Lent, Tenant},
+        turn,
     },
-    vcpu::Stop,
+    vcpu::{NoCacheControl, Stop},
 };
 
 /// The device that changes hands.
@@ -67,7 +68,9 @@ pub(in super::super) fn svm_handover_under_dma<M: Machine>(stage: &mut Stage<'_,
     machine.emit(&Event::Measured { what: "looks of the second CPU", value: looked, unit: "" });
     ensure(looked > 100, "the second CPU did not look")?;
     ensure(hits == 0, "DMA that VM 1 had ordered reached memory after the end of its ownership")?;
-    uses(stage, &mut other, &lent)?;
+    let lending = other.guest.lend(lent.registers.start(), lent.registers.bytes());
+    ensure(lending.is_ok(), "the registers cannot be lent")?;
+    uses(stage, &other)?;
     ensure(watch_one(ours), "VM 2's device wrote to VM 1's memory")?;
     other.take_back(lent)?;
     other.dismiss()?;
@@ -107,12 +110,16 @@ fn hand_over<'m, M: Machine>(
     let Lent { claim, index, registers } = lent;
     let (vm, group) = (one.vm, claim.group());
     policy.step("its registers are taken back, and its claim ends in the middle of a transfer");
+    let theirs = Target(other.guest.memory());
+    watch.refill();
     take_back(cpus, &mut one.guest, (registers.start(), registers.bytes()), order)?;
-    watch.during(|| {
-        watch.until(|| Ok(claim.release()?))?;
-        looks.close();
-        policy.tell_released(index, vm)
-    })?;
+    claim.release()?;
+    ensure(watch_one(&theirs), "VM 1's device wrote to VM 2's memory")?;
+    watch.refill();
+    looks.close();
+    policy.tell_released(index, vm)?;
+    drain(cpus, policy)?;
+    ensure(watch.is_untouched(), "a transfer of VM 1's came to memory after the end of its claim")?;
     policy.step("VM 2 takes it, with its own memory at the same addresses");
     policy.iommu().grant(other.vm, group)?;
     let mut claim = watch.during(|| policy.claim(index, other.vm, group))?;
@@ -130,26 +137,18 @@ fn hand_over<'m, M: Machine>(
     Ok(Lent { claim, index, registers })
 }
 
-/// VM 2 drives the device, on this CPU, and finds in its memory what it had the device write.
-pub(super) fn uses<'m, M: Machine>(
-    stage: &mut Stage<'m, M>,
-    tenant: &mut Tenant<'m, M>,
-    lent: &Lent<'m, M>,
-) -> Result<(), Failure> {
+/// Waits until the device has come to the end of what its guest ordered.
+pub(super) fn drain<B: Board>(cpus: &impl Cpus, policy: &Policy<'_, B>) -> Result<(), Failure> {
+    let device = policy.device(DEVICE)?;
+    ensure(await_that(cpus, LIMIT, || !device.is_busy()), "the device does not end its transfer")
+}
+
+/// A guest drives the device that it was lent, on this CPU, and finds in its memory what it had the device write.
+pub(super) fn uses<'m, M: Machine>(stage: &mut Stage<'m, M>, tenant: &Tenant<'m, M>) -> Result<(), Failure> {
     stage.step("the device's new guest uses it");
-    let machine = stage.machine;
-    let lending = tenant.guest.lend(lent.registers.start(), lent.registers.bytes());
-    ensure(lending.is_ok(), "the registers cannot be lent")?;
-    let memory = tenant.guest.memory();
+    let (machine, memory) = (stage.machine, tenant.guest.memory());
     let mut vcpu = stage.vcpu(&tenant.guest, Program::Copies, ARGUMENTS)?;
-    let stop = crate::x86::scenario::turn(
-        machine,
-        &mut vcpu,
-        &mut crate::x86::vcpu::NoCacheControl,
-        &mut crate::x86::scenario::no_call,
-        crate::x86::scenario::LIMIT,
-    );
-    ended(stop)?;
+    ended(turn(machine, &mut vcpu, &mut NoCacheControl, &mut no_call, LIMIT))?;
     let source = need(memory.read(dma::SOURCE), "there is no source")?;
     ensure(source == pattern(1), "the guest's source changed")?;
     ensure(dma::has_arrived(memory, source), "the device's new guest cannot use it")

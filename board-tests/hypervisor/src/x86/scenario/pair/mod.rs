@@ -1,6 +1,7 @@
 //! vCPUs on two CPUs at the same time: how the first CPU has another run one, interrupts it there, and has it forget
 //! translations or die.
 
+mod death;
 mod driven;
 mod handover;
 mod overlap;
@@ -16,7 +17,8 @@ use portcullis_hal::{Clock, PhysAddr};
 use portcullis_suite::Failure;
 
 pub(super) use self::{
-    handover::svm_handover_under_dma, overlap::svm_guests_overlap, shared::svm_two_vcpus_are_confined,
+    death::svm_guest_dies_under_dma, handover::svm_handover_under_dma, overlap::svm_guests_overlap,
+    shared::svm_two_vcpus_are_confined,
 };
 use super::{Guest, Machine, Stage, ensure, need};
 use crate::x86::{

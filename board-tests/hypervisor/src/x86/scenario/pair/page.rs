@@ -19,6 +19,11 @@ impl Target {
         Ok(Buffer { extent: unsafe { DmaExtent::new(range) }, bytes: self })
     }
 
+    /// Makes it as it was when the guest was made.
+    pub(super) fn renew(&self) {
+        (0..SMALL).for_each(|offset| self.write(offset as usize, 0));
+    }
+
     /// Whether nobody has written it since the guest was made.
     pub(super) fn is_new(&self) -> bool {
         (TARGET..TARGET + SMALL).step_by(8).all(|at| self.0.read(at) == Some(0))
