@@ -35,6 +35,8 @@ catalogue! {
     svm_guest_runs shows ["X01", "X02"] needs Requires::SVM;
     svm_guest_is_confined shows ["X03", "X04", "X05", "X06", "X08", "X09"] needs Requires::SVM;
     svm_guest_is_ended_at_its_limit shows ["X07"] needs Requires::SVM;
+    svm_guest_reads_its_disk shows ["X30", "X31"] needs Requires::SVM.union(Requires::DISK);
+    svm_guest_rogue_dma shows ["X32", "X33"] needs Requires::SVM.union(Requires::FAULT_LOG);
     svm_guests_overlap shows ["X40"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_two_vcpus_are_confined shows ["X41"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_handover_under_dma shows ["X42"] needs Requires::SVM.union(Requires::SECOND_CPU);

@@ -2,7 +2,10 @@
 
 use core::arch::{asm, x86_64::__cpuid_count};
 
+use portcullis_hal::Iova;
+
 use super::{
+    devices::{EDU_BYTES, edu},
     probe::{self, probe},
     script::{DONE, Outcome, What, record},
 };
@@ -64,9 +67,15 @@ fn attempt(what: What, first: u64, second: u64) -> Outcome {
         // MOVQ between RAX and XMM0: the image is built without vector registers, and its assembler has none.
         What::WriteVector => probe!(".byte 0x66, 0x48, 0x0f, 0x6e, 0xc0", first, 0u64, 0u64),
         What::ReadVector => probe!(".byte 0x66, 0x48, 0x0f, 0x7e, 0xc0", 0u64, 0u64, 0u64),
+        What::EduRead => told(edu(first, |device| device.read_memory(Iova::new(second), EDU_BYTES))),
+        What::EduWrite => told(edu(first, |device| device.write_memory(Iova::new(second), EDU_BYTES))),
         What::TripleFault => triple_fault(),
         What::Spin => spin(),
     }
+}
+
+fn told<E>(result: Result<(), E>) -> Outcome {
+    Outcome { vector: DONE, value: result.is_err().into() }
 }
 
 fn cpuid(leaf: u32, word: u64) -> u64 {

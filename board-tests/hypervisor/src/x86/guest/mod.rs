@@ -10,6 +10,10 @@ pub mod script;
 #[cfg(all(target_arch = "x86_64", target_os = "none"))]
 mod confined;
 #[cfg(all(target_arch = "x86_64", target_os = "none"))]
+pub mod devices;
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
+pub mod disk;
+#[cfg(all(target_arch = "x86_64", target_os = "none"))]
 pub mod entry;
 #[cfg(all(target_arch = "x86_64", target_os = "none"))]
 mod flood;

@@ -27,6 +27,8 @@ programs! {
     Runs = 1,
     /// Carries out a [script](super::script).
     Script = 2,
+    /// Reads a disk.
+    Disk = 3,
     /// Meets the [same program](super::meets) of another guest.
     Meets = 8,
     /// Counts in one word, for ever.

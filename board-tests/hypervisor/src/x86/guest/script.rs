@@ -99,6 +99,11 @@ operations! {
     WriteVector = 30,
     /// Reads XMM0's low half.
     ReadVector = 31,
+    /// Lets an edu device read memory: where its registers are, and its address of the memory. Brings 0 unless the
+    /// device did not answer.
+    EduRead = 32,
+    /// The same, but the device writes what it read before.
+    EduWrite = 33,
 }
 
 /// One thing to try.
@@ -174,9 +179,9 @@ mod tests {
 
     #[test]
     fn operations_have_the_numbers_that_they_are_found_by() {
-        for number in 1..=31 {
+        for number in 1..=33 {
             assert_eq!(What::numbered(number).map(|what| what as u64), Some(number));
         }
-        assert_eq!((What::numbered(0), What::numbered(32)), (None, None));
+        assert_eq!((What::numbered(0), What::numbered(34)), (None, None));
     }
 }

@@ -1,8 +1,10 @@
 //! The scenarios with guests on x86.
 
 mod confined;
+mod disk;
 mod limit;
 pub mod pair;
+mod rogue;
 mod runs;
 pub mod tenant;
 
@@ -89,6 +91,8 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guest_is_ended_at_its_limit" => {
             limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?)
         }
+        "svm_guest_reads_its_disk" => disk::svm_guest_reads_its_disk(&mut Stage::new(machine)?),
+        "svm_guest_rogue_dma" => rogue::svm_guest_rogue_dma(&mut Stage::new(machine)?),
         "svm_guests_overlap" => pair::svm_guests_overlap(&mut Stage::new(machine)?),
         "svm_two_vcpus_are_confined" => pair::svm_two_vcpus_are_confined(&mut Stage::new(machine)?),
         "svm_handover_under_dma" => pair::svm_handover_under_dma(&mut Stage::new(machine)?),
