@@ -163,7 +163,7 @@ fn is_killed<M: Machine>(stage: &mut Stage<'_, M>, guest: &Guest<'_>) -> Result<
 
 fn run_twice<C: Cpus>(cpus: &C, cpu: &SvmCpu, parts: Parts<'_>) -> [Stop; 2] {
     let mut vcpu = parts.vcpu(cpu);
-    [0; 2].map(|_| turn(cpus, &mut vcpu, &mut no_call, 2 * LIMIT))
+    [2 * LIMIT, LOOK].map(|limit| turn(cpus, &mut vcpu, &mut no_call, limit))
 }
 
 fn kill<C: Cpus>(cpus: &C, memory: GuestMemory, order: &Orders) -> Result<(), Failure> {
