@@ -10,6 +10,7 @@ use crate::{
     board::{self, Variant, WitnessKind},
     case::{self, Case, Ended},
     console::Said,
+    disk::Compared,
     error::Error,
     image::{self, ReadyBoard},
     install,
@@ -50,6 +51,8 @@ const STORY: &[&str] = &[
     "snoop_on_every_leaf",
     "snoop_refused_without_control",
     "lost_invalidation_quarantines",
+    "svm_guest_reads_its_disk",
+    "svm_guest_rogue_dma",
     "hcall_driver",
     "hcall_hostile_guest",
 ];
@@ -60,8 +63,8 @@ Each scenario boots a machine of its own. Its image plays the hypervisor: it map
 lets them copy, and judges by the bytes in memory what landed. `edu` is a device of QEMU that copies on
 request, from and to a buffer inside it. That buffer is filled from IOVA 0x1000 and emptied to IOVA 0x2000,
 so every context maps these two. `witness` compares what the image says with what QEMU itself wrote down.
-On POWER a guest maps for itself in the last scenarios, by hypercalls from HV = 0: one as a driver does, one that
-means harm.";
+The last scenarios are those of guests. On q35 one reads its disk by DMA, all of it, and one aims its device at the
+hypervisor. On POWER a guest maps for itself, by hypercalls from HV = 0: one as a driver does, one that means harm.";
 
 /// Installs what is missing, builds, boots, shows; `true` when all went as expected.
 pub(crate) fn run(project: &Project, options: &Options) -> Result<bool, Error> {
@@ -166,6 +169,9 @@ impl Teller<'_> {
         if ended.passed() {
             let text = agreement(witness, findings);
             self.screen.line(&format!("    {}", toned(Tone::Good, &text)));
+            for sum in &ended.checksums {
+                self.screen.line(&format!("    {}", toned(Tone::Good, &same_sum(sum))));
+            }
         }
         for line in ended.details() {
             self.screen.line(&format!("    {}", toned(Tone::Bad, &line)));
@@ -181,6 +187,11 @@ fn agreement(witness: WitnessKind, Findings { landed, faulted, .. }: &Findings) 
             format!("witness   QEMU's log agrees: it refused {faulted}, and none of the {landed} that landed")
         }
     }
+}
+
+/// What the host adds to a checksum that a case passed with.
+fn same_sum(Compared { what, value, .. }: &Compared) -> String {
+    format!("witness   the file behind the {what} has the same checksum, {value:#010x}")
 }
 
 /// Prints the summary; `true` when all passed and there was something.

@@ -7,12 +7,15 @@ use portcullis_hal::{Clock, Iova};
 use crate::board::{Buffer, Disk, DmaDevice, DmaError, Geometry};
 
 /// Bytes that are read in one go: several commands of the largest size.
-pub(crate) const CHUNK: u64 = 256 << 10;
+pub const CHUNK: u64 = 256 << 10;
 /// How often the whole disk is read each way when it is timed.
-pub(crate) const ROUNDS: u64 = 8;
+pub const ROUNDS: u64 = 8;
 
 /// Reads the whole disk to what lies at `memory`, piece by piece.
-pub(crate) fn read_all(disk: &dyn Disk, geometry: Geometry, memory: Iova) -> Result<(), DmaError> {
+///
+/// # Errors
+/// [`DmaError`].
+pub fn read_all(disk: &dyn Disk, geometry: Geometry, memory: Iova) -> Result<(), DmaError> {
     for offset in (0..geometry.bytes()).step_by(CHUNK as usize) {
         let bytes = CHUNK.min(geometry.bytes() - offset);
         disk.read(geometry, offset / geometry.block_bytes, Iova::new(memory.as_u64() + offset), bytes)?;

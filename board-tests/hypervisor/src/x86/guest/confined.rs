@@ -5,7 +5,10 @@ use core::arch::{
     x86_64::{__cpuid_count, _rdtsc},
 };
 
+use portcullis_hal::Iova;
+
 use super::{
+    devices::{EDU_BYTES, edu},
     hypercall::report,
     probe::{self, probe},
     script::{DONE, Outcome, What, record},
@@ -70,9 +73,15 @@ fn attempt(what: What, first: u64, second: u64) -> Outcome {
         What::ReadVector => probe!(".byte 0x66, 0x48, 0x0f, 0x7e, 0xc0", 0u64, 0u64, 0u64),
         What::LeastWbinvd => Outcome { vector: DONE, value: least_wbinvd(first) },
         What::Report => Outcome { vector: DONE, value: report(first) },
+        What::EduRead => told(edu(first, |device| device.read_memory(Iova::new(second), EDU_BYTES))),
+        What::EduWrite => told(edu(first, |device| device.write_memory(Iova::new(second), EDU_BYTES))),
         What::TripleFault => triple_fault(),
         What::Spin => spin(),
     }
+}
+
+fn told<E>(result: Result<(), E>) -> Outcome {
+    Outcome { vector: DONE, value: result.is_err().into() }
 }
 
 fn cpuid(leaf: u32, word: u64) -> u64 {
@@ -105,7 +114,7 @@ fn as_program(act: impl FnOnce()) -> Outcome {
 }
 
 /// An exception that no table leads away from.
-fn triple_fault() -> ! {
+pub(super) fn triple_fault() -> ! {
     let empty = [0u64; 2];
     // SAFETY: the guest ends here, and nothing but it.
     unsafe { asm!("lidt [{table}]", "ud2", table = in(reg) &raw const empty, options(noreturn)) }

@@ -2,7 +2,7 @@
 
 use core::arch::global_asm;
 
-use super::{confined, hypercall, programs::Program, rounds, runs};
+use super::{confined, disk, flood, hypercall, programs::Program, rounds, runs};
 
 global_asm!(include_str!("entry.s"));
 
@@ -32,6 +32,10 @@ extern "C" fn x86_guest_main(number: u64, arguments: u64) -> ! {
         Some(Program::Script) => confined::carry_out(arguments),
         Some(Program::Meets) => rounds::meet(),
         Some(Program::Counts) => rounds::count(arguments),
+        Some(Program::Copies) => flood::copy(),
+        Some(Program::Floods) => flood::flood(),
+        Some(Program::DiesUnderDma) => flood::die(),
+        Some(Program::Disk) => disk::run(arguments),
         None => hypercall::exit(NO_PROGRAM),
     }
     hypercall::exit(0)

@@ -99,10 +99,15 @@ operations! {
     WriteVector = 30,
     /// Reads XMM0's low half.
     ReadVector = 31,
+    /// Lets an edu device read memory: where its registers are, and its address of the memory. Brings 0 unless the
+    /// device did not answer.
+    EduRead = 32,
+    /// The same, but the device writes what it read before.
+    EduWrite = 33,
     /// WBINVD as often as told: the least ticks that one took.
-    LeastWbinvd = 32,
+    LeastWbinvd = 34,
     /// Tells the scenario a value: its answer.
-    Report = 33,
+    Report = 35,
 }
 
 /// One thing to try.
@@ -178,9 +183,9 @@ mod tests {
 
     #[test]
     fn operations_have_the_numbers_that_they_are_found_by() {
-        for number in 1..=33 {
+        for number in 1..=35 {
             assert_eq!(What::numbered(number).map(|what| what as u64), Some(number));
         }
-        assert_eq!((What::numbered(0), What::numbered(34)), (None, None));
+        assert_eq!((What::numbered(0), What::numbered(36)), (None, None));
     }
 }

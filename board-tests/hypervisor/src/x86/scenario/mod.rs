@@ -2,8 +2,10 @@
 
 mod caches;
 mod confined;
+mod disk;
 mod limit;
 pub mod pair;
+mod rogue;
 mod runs;
 pub mod tenant;
 
@@ -92,8 +94,12 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         }
         "svm_wbinvd_by_notice" => caches::svm_wbinvd_by_notice(&mut Stage::new(machine)?),
         "svm_memory_types_by_notice" => caches::svm_memory_types_by_notice(&mut Stage::new(machine)?),
+        "svm_guest_reads_its_disk" => disk::svm_guest_reads_its_disk(&mut Stage::new(machine)?),
+        "svm_guest_rogue_dma" => rogue::svm_guest_rogue_dma(&mut Stage::new(machine)?),
         "svm_guests_overlap" => pair::svm_guests_overlap(&mut Stage::new(machine)?),
         "svm_two_vcpus_are_confined" => pair::svm_two_vcpus_are_confined(&mut Stage::new(machine)?),
+        "svm_handover_under_dma" => pair::svm_handover_under_dma(&mut Stage::new(machine)?),
+        "svm_guest_dies_under_dma" => pair::svm_guest_dies_under_dma(&mut Stage::new(machine)?),
         _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }

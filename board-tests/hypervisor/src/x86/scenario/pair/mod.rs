@@ -1,7 +1,11 @@
 //! vCPUs on two CPUs at the same time: how the first CPU has another run one, interrupts it there, and has it forget
 //! translations or die.
 
+mod death;
+mod driven;
+mod handover;
 mod overlap;
+mod page;
 mod shared;
 
 use core::{
@@ -12,7 +16,10 @@ use core::{
 use portcullis_hal::{Clock, PhysAddr};
 use portcullis_suite::Failure;
 
-pub(super) use self::{overlap::svm_guests_overlap, shared::svm_two_vcpus_are_confined};
+pub(super) use self::{
+    death::svm_guest_dies_under_dma, handover::svm_handover_under_dma, overlap::svm_guests_overlap,
+    shared::svm_two_vcpus_are_confined,
+};
 use super::{Guest, Machine, Stage, ensure, need};
 use crate::x86::{
     backend::{Backend, Exception, Registers, Start, SystemRegister},
