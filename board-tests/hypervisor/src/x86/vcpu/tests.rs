@@ -119,13 +119,22 @@ struct Heard {
     generation: u64,
     inside: bool,
     stops: Option<NotObeyed>,
+    keeps_out: Option<NotObeyed>,
     range: u64,
 }
 
 impl Default for Heard {
     fn default() -> Self {
         let verdict = Coherency::NonCoherent { because: Because::NotEnforced };
-        Self { kinds: Vec::new(), verdict, generation: 0, inside: false, stops: None, range: 0 }
+        Self {
+            kinds: Vec::new(),
+            verdict,
+            generation: 0,
+            inside: false,
+            stops: None,
+            keeps_out: None,
+            range: 0,
+        }
     }
 }
 
@@ -138,6 +147,7 @@ impl CacheControl for Heard {
 
     fn enter(&mut self, own: GuestRegisters) -> Result<Entry, NotObeyed> {
         assert!(!self.inside, "entered twice");
+        self.keeps_out.map_or(Ok(()), Err)?;
         self.inside = true;
         Ok(Entry { hardware: own.under(self.verdict), generation: self.generation })
     }
@@ -291,6 +301,17 @@ fn x26_what_was_not_obeyed_stops_the_guest_before_its_instruction_is_over() {
     }
     assert_eq!(vcpu.backend.did, [], "the guest is still before it");
     assert_eq!(heard.kinds.len(), 2, "and asks again");
+}
+
+#[test]
+fn x26_a_guest_that_must_not_be_entered_does_not_run_and_can_later() {
+    let mut vcpu = vcpu([]);
+    let mut heard = Heard { keeps_out: Some(NotObeyed::Busy), ..Heard::default() };
+    let (stop, timer) = run(&mut vcpu, &mut heard, Duration::from_secs(1));
+    assert_eq!((stop, timer.disarmed), (Stop::NotObeyed(NotObeyed::Busy), 1));
+    assert_eq!(vcpu.backend.turns, 0);
+    heard.keeps_out = None;
+    assert_eq!(run(&mut vcpu, &mut heard, Duration::from_secs(1)).0, Stop::Halted);
 }
 
 #[test]
