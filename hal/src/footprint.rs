@@ -146,6 +146,12 @@ impl Footprint {
         self.inside.fetch_and(!(1 << cpu), Ordering::SeqCst);
     }
 
+    /// The CPUs that are in the guest, as far as told: [`entered`](Self::entered), and not left.
+    #[must_use]
+    pub fn inside(&self) -> Cpus {
+        Cpus(self.inside.load(Ordering::SeqCst))
+    }
+
     /// Which CPUs must do `flush`, so that nothing the guest did until now remains.
     #[must_use]
     pub fn open(&self, flush: Flush) -> Open {

@@ -13,7 +13,6 @@ pub mod arch;
 pub mod cache;
 pub mod clock;
 pub mod config_space;
-pub mod cpu_set;
 pub mod dma;
 pub mod footprint;
 pub mod gate;
@@ -31,7 +30,6 @@ pub use addr::{
 pub use cache::CacheMaintenance;
 pub use clock::{Clock, TimedOut, wait_until};
 pub use config_space::ConfigSpace;
-pub use cpu_set::CpuSet;
 pub use dma::{DmaExtent, DmaExtentCell};
 pub use guest_memory::GuestMemory;
 pub use page_pool::{PagePool, PageRun, PoolError};

@@ -42,6 +42,12 @@ catalogue! {
     svm_guest_is_ended_at_its_limit shows ["X07"] needs Requires::SVM;
     svm_guest_reads_its_disk shows ["X30", "X31"] needs Requires::SVM.union(Requires::DISK);
     svm_guest_rogue_dma shows ["X32", "X33"] needs Requires::SVM.union(Requires::FAULT_LOG);
+    svm_guests_overlap shows ["X40"] needs Requires::SVM.union(Requires::SECOND_CPU);
+    svm_two_vcpus_are_confined shows ["X41"] needs Requires::SVM.union(Requires::SECOND_CPU);
+    svm_wbinvd_by_notice shows ["X16", "X17", "X29"] needs Requires::SVM.union(Requires::SECOND_CPU);
+    svm_memory_types_by_notice shows ["X21", "X23", "X27"] needs Requires::SVM;
+    svm_handover_under_dma shows ["X42"] needs Requires::SVM.union(Requires::SECOND_CPU);
+    svm_guest_dies_under_dma shows ["X43"] needs Requires::SVM.union(Requires::SECOND_CPU);
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);
     second_cpu_answers shows ["X10", "X11", "X12", "X13"] needs Requires::SECOND_CPU;
 }

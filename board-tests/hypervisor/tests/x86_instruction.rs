@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::VecDeque, sync::atomic::Ordering::SeqCst};
 
 use portcullis_hal::footprint::{MAX_CPUS, NoSuchCpu};
 use portcullis_hypervisor::x86::caching::{
-    ByNotice, CacheControl,
+    ByNotice,
     CacheInstruction::{self, Invd, Wbinvd, Wbnoinvd},
     Caches, Counts, Cpus, Flush, Footprint, NotObeyed, Notices, Obeyed,
 };
@@ -28,6 +28,14 @@ impl Caches for &mut FakeCpus<'_> {
         self.meanwhile.iter().for_each(|act| act());
         let silent: Cpus = cpus.iter().filter(|cpu| self.silent.contains(cpu)).collect();
         if silent.is_empty() { Ok(()) } else { Err(silent) }
+    }
+
+    fn interrupt(&mut self, _: Cpus) -> Result<(), Cpus> {
+        Ok(())
+    }
+
+    fn wait(&mut self, ready: &mut dyn FnMut() -> bool) {
+        ready();
     }
 }
 

@@ -12,7 +12,7 @@ use portcullis_hal::{
     Access, CacheMaintenance, DeviceId, Iova, PhysAddr, RequesterId, Segment, page_pool::PagePool,
 };
 use portcullis_hypervisor::x86::caching::{
-    ByNotice, CacheControl,
+    ByNotice,
     CacheInstruction::{self, Invd, Wbinvd, Wbnoinvd},
     Caches, Counts, Cpus, Flush, Footprint, NotObeyed, Obeyed,
 };
@@ -43,6 +43,14 @@ impl Caches for SharedCache<'_> {
     fn flush(&mut self, _: Flush, cpus: Cpus) -> Result<(), Cpus> {
         cpus.iter().for_each(|_| FakeCache::new(self.0).flush_everything());
         Ok(())
+    }
+
+    fn interrupt(&mut self, _: Cpus) -> Result<(), Cpus> {
+        Ok(())
+    }
+
+    fn wait(&mut self, ready: &mut dyn FnMut() -> bool) {
+        ready();
     }
 }
 

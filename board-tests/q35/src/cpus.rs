@@ -280,6 +280,13 @@ fn kick(desk: &Desk) -> Result<(), Lost> {
     without_interrupts(|| lapic.interrupt(id, KICK, &timer::clock())).map_err(Lost::Apic)
 }
 
+/// Takes other CPUs' calls until `condition` holds, or until the limit.
+pub(crate) fn answer_until(limit: Duration, mut condition: impl FnMut() -> bool) {
+    let this = this_cpu().unwrap_or(MAX_CPUS);
+    // Who asks looks at the condition, not at the clock.
+    let _ = wait(this, limit, || condition().then_some(()));
+}
+
 fn wait<T>(cpu: usize, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T, Lost> {
     let missing = TimedOut { register: cpu as u32, bits: 0 };
     let done = || {

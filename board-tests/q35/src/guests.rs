@@ -11,13 +11,19 @@ use portcullis_hypervisor::x86::{
     guest::layout::GUEST_BYTES,
     memory::GuestMemory,
     scenario::Machine,
-    svm::{CpuArea, Permissions, SvmCpu},
+    svm::{Permissions, SvmCpu},
     vcpu::TurnLimit,
     vmcb::Vmcb,
 };
 use portcullis_suite::{Event, Failure};
 
-use crate::{board::Q35, console, limit::Limit};
+use crate::{
+    board::Q35,
+    boot::AcpiRoot,
+    console,
+    limit::Limit,
+    pair::{self, Pair},
+};
 
 /// Guests at a time.
 const GUESTS: usize = 2;
@@ -53,7 +59,6 @@ static ROOM: Room = Room {
     tables_taken: AtomicBool::new(false),
     blocks_taken: AtomicBool::new(false),
 };
-static BOOT_CPU: CpuArea = CpuArea::new();
 static PERMISSIONS: Permissions = Permissions::new();
 
 unsafe extern "C" {
@@ -68,6 +73,7 @@ pub(crate) struct Guests<'a, 'b> {
     board: &'a Q35<'b>,
     clock: TimeStampClock,
     pool: PagePool<DonatedPages<'static>>,
+    cpus: Pair,
 }
 
 impl<'a, 'b> Guests<'a, 'b> {
@@ -75,10 +81,14 @@ impl<'a, 'b> Guests<'a, 'b> {
     ///
     /// # Errors
     /// What the machine lacks, in words.
-    pub(crate) fn new(board: &'a Q35<'b>, clock: TimeStampClock) -> Result<Self, &'static str> {
+    pub(crate) fn new(
+        board: &'a Q35<'b>,
+        clock: TimeStampClock,
+        root: AcpiRoot,
+    ) -> Result<Self, &'static str> {
         Limit::prepare().map_err(|_| "there is no local APIC to end guests")?;
         let pool = table_pool().ok_or("there are no pages for nested tables")?;
-        Ok(Self { board, clock, pool })
+        Ok(Self { board, clock, pool, cpus: Pair::new(root) })
     }
 }
 
@@ -102,6 +112,11 @@ fn bytes_to(end: *const u8) -> usize {
 
 impl<'b> Machine for Guests<'_, 'b> {
     type Board = Q35<'b>;
+    type Cpus = Pair;
+
+    fn cpus(&self) -> &Pair {
+        &self.cpus
+    }
 
     fn board(&self) -> &Self::Board {
         self.board
@@ -124,8 +139,7 @@ impl<'b> Machine for Guests<'_, 'b> {
     }
 
     fn svm(&self) -> Option<SvmCpu> {
-        // SAFETY: level 0, addresses are physical ones; the area is this CPU's, the only one.
-        unsafe { SvmCpu::enable(&BOOT_CPU) }.ok()
+        pair::svm()
     }
 
     fn guest_memory(&self, index: usize) -> Option<GuestMemory> {

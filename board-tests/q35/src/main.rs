@@ -10,6 +10,7 @@
 mod alarm;
 mod board;
 mod boot;
+mod caches;
 mod console;
 mod cpus;
 mod exit;
@@ -19,6 +20,7 @@ mod interrupts;
 mod lapic;
 mod limit;
 mod memory;
+mod pair;
 mod pci;
 mod second_cpu;
 mod startup;
@@ -145,7 +147,7 @@ fn act(
     if let Some(result) = portcullis_suite::run(board, scenario) {
         return conclude(Some(result));
     }
-    let guests = Guests::new(board, clock)?;
+    let guests = Guests::new(board, clock, root)?;
     // SAFETY: the boot CPU, in an identity map; nobody else runs guests.
     conclude(unsafe { guest_scenarios::run(&guests, scenario) })
 }

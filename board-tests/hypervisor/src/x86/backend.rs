@@ -88,6 +88,12 @@ pub trait Backend {
     /// Changes a system register to a value that was judged.
     fn write(&mut self, register: SystemRegister, value: u64);
 
+    /// Whether reads of CR0 end a turn.
+    fn intercept_cr0_reads(&mut self, intercept: bool);
+
+    /// Makes this CPU forget the guest's translations before its next turn: nested mappings changed.
+    fn forget_translations(&mut self);
+
     /// Whether the guest's kernel ran last, and not a program of it.
     fn is_privileged(&self) -> bool;
 

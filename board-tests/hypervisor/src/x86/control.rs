@@ -1,12 +1,10 @@
 //! Which values of control registers 64-bit code of a guest may write (AMD64 manual, volume 2, 3.1).
 
-use super::backend::SystemRegister;
+use super::{backend::SystemRegister, caching::attributes::is_valid_cr0};
 
 /// `CR0`: protection and paging, which long mode cannot do without.
 const CR0_PE_PG: u64 = 1 | 1 << 31;
 const CR0_EXTENSION: u64 = 1 << 4;
-const CR0_NOT_WRITE_THROUGH: u64 = 1 << 29;
-const CR0_CACHE_DISABLE: u64 = 1 << 30;
 /// Bits that have a meaning; others of the low half are ignored.
 const CR0_DEFINED: u64 = 0xe005_003f;
 /// `CR4.PAE`.
@@ -26,9 +24,7 @@ pub const fn judge(register: SystemRegister, value: u64) -> Option<u64> {
 }
 
 const fn cr0(value: u64) -> Option<u64> {
-    let cached = value & CR0_CACHE_DISABLE == 0;
-    let valid =
-        value & CR0_PE_PG == CR0_PE_PG && value >> 32 == 0 && !(cached && value & CR0_NOT_WRITE_THROUGH != 0);
+    let valid = value & CR0_PE_PG == CR0_PE_PG && value >> 32 == 0 && is_valid_cr0(value);
     if valid { Some(value & CR0_DEFINED | CR0_EXTENSION) } else { None }
 }
 

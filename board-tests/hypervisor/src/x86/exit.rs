@@ -1,17 +1,9 @@
 //! Why a guest's turn ended (AMD64 manual, volume 2, appendix C).
 
-use super::instruction::{Instruction, Kind};
-
-/// An instruction that acts on whole caches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheInstruction {
-    /// Writes back and forgets.
-    Wbinvd,
-    /// Writes back and keeps.
-    Wbnoinvd,
-    /// Forgets without writing back.
-    Invd,
-}
+use super::{
+    caching::CacheInstruction,
+    instruction::{Instruction, Kind},
+};
 
 /// An access that the nested tables do not allow (15.25.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +53,12 @@ pub enum Exit {
     Interrupt,
     /// A non-maskable interrupt, still pending.
     NonMaskable,
+    /// CR0 is read, into the general-purpose register with this number; `None` by another instruction than MOV. Only
+    /// while hardware has another value than the guest.
+    Cr0Read {
+        /// The register.
+        to: Option<u8>,
+    },
     /// CR0 is written, from the general-purpose register with this number; `None` by another instruction than MOV.
     Cr0Write {
         /// The register.
@@ -83,6 +81,7 @@ impl Exit {
     pub fn decode(code: u64, info: [u64; 2], instruction: Option<Instruction>) -> Self {
         let [first, second] = info;
         match code {
+            0x00 => Self::Cr0Read { to: control_target(instruction, 0) },
             0x10 => Self::Cr0Write { from: control_source(instruction, 0) },
             0x14 => Self::Cr4Write { from: control_source(instruction, 4) },
             0x20..=0x3f | 0x6f => Self::NotLent,
@@ -115,6 +114,7 @@ impl Exit {
             Self::WriteBackInvalidate(_)
                 | Self::Msr { .. }
                 | Self::Halt
+                | Self::Cr0Read { to: Some(_) }
                 | Self::Cr0Write { .. }
                 | Self::Cr4Write { .. }
                 | Self::NotLent
@@ -131,9 +131,7 @@ impl NestedFault {
 /// QEMU 7.2 reports INVD with WBINVD's code, and both codes cover WBNOINVD: the bytes decide where they are known.
 fn cache_instruction(instruction: Option<Instruction>, otherwise: CacheInstruction) -> CacheInstruction {
     match instruction.map(|instruction| instruction.kind) {
-        Some(Kind::Invd) => CacheInstruction::Invd,
-        Some(Kind::Wbinvd) => CacheInstruction::Wbinvd,
-        Some(Kind::Wbnoinvd) => CacheInstruction::Wbnoinvd,
+        Some(Kind::Cache(kind)) => kind,
         _ => otherwise,
     }
 }
@@ -141,6 +139,13 @@ fn cache_instruction(instruction: Option<Instruction>, otherwise: CacheInstructi
 fn control_source(instruction: Option<Instruction>, written: u8) -> Option<u8> {
     match instruction?.kind {
         Kind::MoveToControl { control, from } if control == written => Some(from),
+        _ => None,
+    }
+}
+
+fn control_target(instruction: Option<Instruction>, read: u8) -> Option<u8> {
+    match instruction?.kind {
+        Kind::MoveFromControl { control, to } if control == read => Some(to),
         _ => None,
     }
 }
@@ -204,5 +209,7 @@ mod tests {
         assert_eq!(exit(0x10, &[0x0f, 0x22, 0xc3]), Exit::Cr0Write { from: Some(3) });
         assert_eq!(exit(0x10, &[0x0f, 0x22, 0xdb]), Exit::Cr0Write { from: None });
         assert_eq!(exit(0x10, &[0x0f, 0x06]), Exit::Cr0Write { from: None });
+        assert_eq!(exit(0x00, &[0x41, 0x0f, 0x20, 0xc2]), Exit::Cr0Read { to: Some(10) });
+        assert_eq!(exit(0x00, &[0x0f, 0x01, 0xe0]), Exit::Cr0Read { to: None }, "SMSW");
     }
 }

@@ -1,14 +1,12 @@
 //! Model-specific registers that a guest may read and write by the hypervisor's hand; all others are refused
 //! (AMD64 manual, volume 2, appendix A).
 
-use super::backend::SystemRegister;
+use super::{
+    backend::SystemRegister,
+    caching::{Mtrrs, Pat},
+};
 
 const EFER: u32 = 0xc000_0080;
-const PAT: u32 = 0x277;
-const MTRR_CAPABILITIES: u32 = 0xfe;
-const MTRR_DEFAULT: u32 = 0x2ff;
-/// MTRRs are on, and all memory is written back.
-const ALL_WRITE_BACK: u64 = 1 << 11 | 6;
 
 /// `EFER`: SYSCALL, and pages that are not executed: what a guest may change.
 const EFER_CHANGEABLE: u64 = 1 | 1 << 11;
@@ -29,12 +27,14 @@ pub enum Access {
 pub enum Verdict {
     /// Answer with a system register.
     Show(SystemRegister),
-    /// Answer with a value.
-    Answer(u64),
-    /// Go on: what is written is so already.
-    Ignore,
     /// Change a system register.
     Change(SystemRegister, u64),
+    /// Answer with the PAT register that the guest set.
+    ShowPat,
+    /// It sets this one.
+    ChangePat(Pat),
+    /// One of the MTRRs: they judge for themselves.
+    Mtrr,
     /// #GP(0).
     Refuse,
 }
@@ -47,18 +47,11 @@ pub fn judge(number: u32, access: Access, efer: u64) -> Verdict {
         (EFER, Access::Write(value)) if value & !EFER_CHANGEABLE == efer & EFER_FIXED => {
             Verdict::Change(SystemRegister::Efer, value)
         }
-        (PAT, Access::Read) => Verdict::Show(SystemRegister::Pat),
-        (PAT, Access::Write(value)) if is_pat(value) => Verdict::Change(SystemRegister::Pat, value),
-        (MTRR_CAPABILITIES, Access::Read) => Verdict::Answer(0),
-        (MTRR_DEFAULT, Access::Read) => Verdict::Answer(ALL_WRITE_BACK),
-        (MTRR_DEFAULT, Access::Write(ALL_WRITE_BACK)) => Verdict::Ignore,
+        (Pat::MSR, Access::Read) => Verdict::ShowPat,
+        (Pat::MSR, Access::Write(value)) => Pat::new(value).map_or(Verdict::Refuse, Verdict::ChangePat),
+        _ if Mtrrs::has(number) => Verdict::Mtrr,
         _ => Verdict::Refuse,
     }
-}
-
-/// Whether each byte is a memory type that there is (7.8.1).
-fn is_pat(value: u64) -> bool {
-    value.to_le_bytes().iter().all(|entry| matches!(entry, 0 | 1 | 4..=7))
 }
 
 /// MSRs that a guest reaches itself, since entry and exit switch them: SYSENTER's, STAR to SFMASK, the bases of FS and
@@ -105,14 +98,14 @@ mod tests {
         let change = Verdict::Change(SystemRegister::Efer, no_execute);
         assert_eq!(judge(EFER, Access::Write(no_execute), LONG_MODE), change);
         assert_eq!(judge(EFER, Access::Read, LONG_MODE), Verdict::Show(SystemRegister::Efer));
-        let reset = 0x0007_0406_0007_0406;
-        assert_eq!(judge(PAT, Access::Write(reset), 0), Verdict::Change(SystemRegister::Pat, reset));
-        for bad in [2, 3, 8, 0xff00] {
-            assert_eq!(judge(PAT, Access::Write(bad), 0), Verdict::Refuse);
+        assert_eq!(judge(Pat::MSR, Access::Read, 0), Verdict::ShowPat);
+        let reset = Access::Write(Pat::RESET.value());
+        assert_eq!(judge(Pat::MSR, reset, 0), Verdict::ChangePat(Pat::RESET));
+        assert_eq!(judge(Pat::MSR, Access::Write(2), 0), Verdict::Refuse);
+        for number in [0xfe, 0x200, 0x20f, 0x2ff] {
+            assert_eq!(judge(number, Access::Read, 0), Verdict::Mtrr, "{number:#x}");
         }
-        assert_eq!(judge(MTRR_DEFAULT, Access::Read, 0), Verdict::Answer(0xc06 & !0x400));
-        assert_eq!(judge(MTRR_DEFAULT, Access::Write(0), 0), Verdict::Refuse);
-        assert_eq!(judge(MTRR_CAPABILITIES, Access::Write(0), 0), Verdict::Refuse);
+        assert_eq!(judge(0x250, Access::Read, 0), Verdict::Refuse, "a fixed range");
     }
 
     #[test]

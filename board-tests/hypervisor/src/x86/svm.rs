@@ -13,13 +13,14 @@ use x86_64::registers::{
 
 use super::{
     backend::{Backend, Exception, Registers, Start, SystemRegister},
+    caching::Pat,
     cpuid::Answer,
     exit::Exit,
     instruction::{self, Instruction, MAX_BYTES},
     memory::GuestMemory,
     msr,
     vmcb::{
-        ALL_DEBUG_REGISTERS, CR0_CR4_WRITE, Clean, EFER_SVME, FLUSH_ALL, Intercepts1, Intercepts2,
+        ALL_DEBUG_REGISTERS, CR0_CR4_WRITE, CR0_READ, Clean, EFER_SVME, FLUSH_ALL, Intercepts1, Intercepts2,
         NESTED_PAGING, Segment, V_INTR_MASKING, Vmcb, exception_event, interrupted_event,
     },
 };
@@ -38,8 +39,6 @@ const LONG_MODE: u64 = 1 << 8 | 1 << 10;
 const GUEST_CR0: u64 = 0x8001_0033;
 /// PAE, OSFXSR, OSXMMEXCPT.
 const GUEST_CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
-/// The page attribute table after reset (7.8.2).
-const RESET_PAT: u64 = 0x0007_0406_0007_0406;
 /// DR6 and DR7 after reset.
 const RESET_DEBUG: [u64; 2] = [0xffff_0ff0, 0x400];
 /// Bit 1 of the flags is always set.
@@ -222,11 +221,6 @@ impl<'a> Svm<'a> {
         Self { vectors: Vectors::new(), cpu, vmcb, memory }
     }
 
-    /// Makes this CPU forget the guest's translations before its next turn: nested mappings were taken out.
-    pub const fn forget_translations(&mut self) {
-        self.vmcb.control.tlb_control = FLUSH_ALL;
-    }
-
     /// The instruction that the guest stopped at.
     fn instruction(&self) -> Option<Instruction> {
         let mut bytes = [0; MAX_BYTES];
@@ -248,7 +242,7 @@ fn begin(vmcb: &mut Vmcb, start: Start) {
     (save.cr0, save.cr3, save.cr4) = (GUEST_CR0, start.tables, GUEST_CR4);
     [save.dr6, save.dr7] = RESET_DEBUG;
     (save.rflags, save.rip, save.rsp) = (FLAGS, start.instruction, start.stack);
-    save.pat = RESET_PAT;
+    save.pat = Pat::RESET.value();
 }
 
 impl Backend for Svm<'_> {
@@ -263,7 +257,7 @@ impl Backend for Svm<'_> {
         self.vmcb.control.tlb_control = 0;
         self.vmcb.control.event_injection = interrupted_event(self.vmcb.control.exit_interrupt_info);
         let control = &self.vmcb.control;
-        let told_by_bytes = matches!(control.exit_code, 0x10 | 0x14 | 0x76 | 0x89);
+        let told_by_bytes = matches!(control.exit_code, 0x00 | 0x10 | 0x14 | 0x76 | 0x89);
         let instruction = if told_by_bytes { self.instruction() } else { None };
         Exit::decode(control.exit_code, [control.exit_info1, control.exit_info2], instruction)
     }
@@ -319,6 +313,15 @@ impl Backend for Svm<'_> {
         }
         // What the guest's own tables mean may change with it.
         self.forget_translations();
+    }
+
+    fn intercept_cr0_reads(&mut self, intercept: bool) {
+        let always = CR0_CR4_WRITE;
+        self.vmcb.control.cr_intercepts = if intercept { always | CR0_READ } else { always };
+    }
+
+    fn forget_translations(&mut self) {
+        self.vmcb.control.tlb_control = FLUSH_ALL;
     }
 
     fn is_privileged(&self) -> bool {

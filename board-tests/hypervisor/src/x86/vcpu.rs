@@ -6,25 +6,14 @@ use portcullis_hal::Clock;
 
 use super::{
     backend::{Backend, Exception, Registers, SystemRegister},
+    caching::{CacheInstruction, Entry, GuestRegisters, HardwareRegisters, NotObeyed, Pat},
     control, cpuid,
-    exit::{CacheInstruction, Exit, NestedFault},
+    exit::{Exit, NestedFault},
     guest::calls,
     msr::{self, Access, Verdict},
 };
 
-/// What becomes of instructions that act on whole caches.
-pub trait CacheControl {
-    /// The guest executed `kind`; it goes on behind it when this returns.
-    fn cache_instruction(&mut self, kind: CacheInstruction);
-}
-
-/// Nothing: for guests without devices whose DMA is not coherent.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoCacheControl;
-
-impl CacheControl for NoCacheControl {
-    fn cache_instruction(&mut self, _: CacheInstruction) {}
-}
+pub use super::caching::{CacheControl, NoCacheControl};
 
 /// The timer that ends a guest's turn.
 pub trait TurnLimit {
@@ -45,6 +34,9 @@ pub struct Call {
     pub arguments: [u64; 3],
 }
 
+/// The stack pointer's number: no register that the loop has.
+const STACK: u8 = 4;
+
 /// Answer to a hypercall that nobody knows.
 pub const UNKNOWN_CALL: u64 = u64::MAX;
 
@@ -54,7 +46,7 @@ pub struct Around<'a> {
     pub clock: &'a dyn Clock,
     /// The timer.
     pub limit: &'a mut dyn TurnLimit,
-    /// Cache instructions.
+    /// Cache instructions, memory types, and where the guest runs.
     pub cache: &'a mut dyn CacheControl,
     /// Hypercalls beyond those of the loop itself; the answer goes to RAX.
     pub hypercall: &'a mut dyn FnMut(Call) -> u64,
@@ -80,6 +72,8 @@ pub enum Stop {
     Shutdown,
     /// It did not end within its limit. It can go on.
     TimedOut,
+    /// Something about caches was not done that the guest relies on. It can go on when that can be done.
+    NotObeyed(NotObeyed),
     /// An exit that no guest should cause.
     Failed(Exit),
 }
@@ -111,6 +105,8 @@ pub struct Counts {
     pub interrupts: u64,
     /// CR0 or CR4 written.
     pub control_writes: u64,
+    /// CR0 read while hardware has another value.
+    pub control_reads: u64,
     /// Shutdowns, and what should not be.
     pub other: u64,
 }
@@ -122,13 +118,19 @@ pub struct Vcpu<B> {
     pub backend: B,
     /// Its general-purpose registers.
     pub registers: Registers,
+    /// What the guest set about caching.
+    own: GuestRegisters,
+    /// What hardware got instead.
+    given: HardwareRegisters,
+    /// Of the nested tables that it ran with last.
+    generation: u64,
     counts: Counts,
     dead: bool,
 }
 
 impl<B: Backend> Vcpu<B> {
     /// A vCPU whose first registers these are.
-    pub const fn new(backend: B, registers: Registers) -> Self {
+    pub fn new(backend: B, registers: Registers) -> Self {
         const NONE: Counts = Counts {
             hypercalls: 0,
             cpuid: 0,
@@ -142,9 +144,13 @@ impl<B: Backend> Vcpu<B> {
             refused: 0,
             interrupts: 0,
             control_writes: 0,
+            control_reads: 0,
             other: 0,
         };
-        Self { backend, registers, counts: NONE, dead: false }
+        let pat = Pat::new(backend.read(SystemRegister::Pat)).unwrap_or_default();
+        let own = GuestRegisters { cr0: backend.read(SystemRegister::Cr0), pat };
+        let given = HardwareRegisters { cr0: own.cr0, pat: own.pat, cr0_is_shadowed: false };
+        Self { backend, registers, own, given, generation: 0, counts: NONE, dead: false }
     }
 
     /// Exits so far.
@@ -162,7 +168,11 @@ impl<B: Backend> Vcpu<B> {
         self.backend.take_up();
         around.limit.arm(limit);
         let stop = loop {
-            let exit = self.backend.run(&mut self.registers);
+            let exit = match around.cache.enter(self.own) {
+                Ok(entry) => self.turn(entry),
+                Err(error) => break Stop::NotObeyed(error),
+            };
+            around.cache.leave();
             if let Some(stop) = self.handle(exit, around) {
                 break stop;
             }
@@ -180,6 +190,20 @@ impl<B: Backend> Vcpu<B> {
         stop
     }
 
+    fn turn(&mut self, Entry { hardware, generation }: Entry) -> Exit {
+        if self.given != hardware {
+            self.backend.write(SystemRegister::Cr0, hardware.cr0);
+            self.backend.write(SystemRegister::Pat, hardware.pat.value());
+            self.backend.intercept_cr0_reads(hardware.cr0_is_shadowed);
+            self.given = hardware;
+        }
+        if self.generation != generation {
+            self.backend.forget_translations();
+            self.generation = generation;
+        }
+        self.backend.run(&mut self.registers)
+    }
+
     /// Raises #GP at the instruction that the vCPU stopped at.
     pub fn refuse(&mut self) {
         self.backend.raise(Exception::GeneralProtection);
@@ -195,11 +219,12 @@ impl<B: Backend> Vcpu<B> {
         match exit {
             Exit::Hypercall => self.hypercall(around),
             Exit::Cpuid => self.cpuid(),
-            Exit::Msr { write } => self.msr(write),
-            Exit::WriteBackInvalidate(kind) => {
-                around.cache.cache_instruction(kind);
-                self.skip()
-            }
+            Exit::Msr { write } => self.msr(write, around.cache),
+            Exit::WriteBackInvalidate(kind) => match around.cache.cache_instruction(kind) {
+                Ok(_) => self.skip(),
+                Err(error) => Some(Stop::NotObeyed(error)),
+            },
+            Exit::Cr0Read { to } => self.show_cr0(to),
             Exit::Cr0Write { from } => self.control(SystemRegister::Cr0, from),
             Exit::Cr4Write { from } => self.control(SystemRegister::Cr4, from),
             Exit::Io { .. } | Exit::NotLent => self.raise(Exception::GeneralProtection),
@@ -230,6 +255,7 @@ impl<B: Backend> Vcpu<B> {
             Exit::NestedFault(_) => &mut counts.faults,
             Exit::Svm | Exit::Hidden | Exit::NotLent => &mut counts.refused,
             Exit::Interrupt => &mut counts.interrupts,
+            Exit::Cr0Read { .. } => &mut counts.control_reads,
             Exit::Cr0Write { .. } | Exit::Cr4Write { .. } => &mut counts.control_writes,
             Exit::NonMaskable | Exit::Shutdown | Exit::Invalid | Exit::Unknown(_) => &mut counts.other,
         }
@@ -261,18 +287,31 @@ impl<B: Backend> Vcpu<B> {
         self.skip()
     }
 
-    fn msr(&mut self, write: bool) -> Option<Stop> {
+    fn msr(&mut self, write: bool, cache: &mut dyn CacheControl) -> Option<Stop> {
         let value = u64::from(self.low(Registers::RDX)) << 32 | u64::from(self.low(Registers::RAX));
         let access = if write { Access::Write(value) } else { Access::Read };
         let efer = self.backend.read(SystemRegister::Efer);
-        match msr::judge(self.low(Registers::RCX), access, efer) {
+        let number = self.low(Registers::RCX);
+        match msr::judge(number, access, efer) {
             Verdict::Refuse => return self.raise(Exception::GeneralProtection),
             Verdict::Change(register, value) => self.backend.write(register, value),
-            Verdict::Ignore => {}
             Verdict::Show(register) => self.answer_msr(self.backend.read(register)),
-            Verdict::Answer(value) => self.answer_msr(value),
+            Verdict::ShowPat => self.answer_msr(self.own.pat.value()),
+            Verdict::ChangePat(pat) => self.own.pat = pat,
+            Verdict::Mtrr => return self.mtrr(number, access, cache),
         }
         self.skip()
+    }
+
+    fn mtrr(&mut self, number: u32, access: Access, cache: &mut dyn CacheControl) -> Option<Stop> {
+        let done = match access {
+            Access::Read => cache.read_mtrr(number).map(|value| self.answer_msr(value)),
+            Access::Write(value) => cache.write_mtrr(number, value),
+        };
+        match done {
+            Ok(()) => self.skip(),
+            Err(_) => self.raise(Exception::GeneralProtection),
+        }
     }
 
     fn answer_msr(&mut self, value: u64) {
@@ -280,12 +319,20 @@ impl<B: Backend> Vcpu<B> {
         self.registers.set(Registers::RDX, value >> 32);
     }
 
+    /// The guest reads what it wrote. SMSW is refused.
+    fn show_cr0(&mut self, to: Option<u8>) -> Option<Stop> {
+        match to.filter(|to| *to != STACK) {
+            Some(to) => self.registers.set(to, self.own.cr0),
+            None => return self.raise(Exception::GeneralProtection),
+        }
+        self.skip()
+    }
+
     /// Writes a control register in the guest's place.
     fn control(&mut self, register: SystemRegister, from: Option<u8>) -> Option<Stop> {
-        /// The stack pointer's number: no register that the loop has.
-        const STACK: u8 = 4;
         let value = from.filter(|from| *from != STACK).map(|from| self.registers.get(from));
         match value.and_then(|value| control::judge(register, value)) {
+            Some(value) if register == SystemRegister::Cr0 => self.own.cr0 = value,
             Some(value) => self.backend.write(register, value),
             None => return self.raise(Exception::GeneralProtection),
         }

@@ -4,11 +4,12 @@ use portcullis_hal::{PagePool, PhysAddr, TableMemory};
 
 use super::{
     backend::Start,
+    caching::{MemoryType, Tables, mtrr::Run},
     guest::layout::{
         DESCRIPTORS, GUEST_BYTES, IMAGE, INTERRUPTS, OWN_BYTES, TABLES, TASK, VCPUS, own, stack_end,
     },
     memory::GuestMemory,
-    npt::{MemoryType, NestedTables, NptError},
+    npt::{Mapping, NestedTables, NptError},
 };
 
 /// None, the kernel's code and data (selectors 8 and 0x10), a program's code and data (0x1b and 0x23).
@@ -75,7 +76,7 @@ impl<'p, M: TableMemory> Vm<'p, M> {
     /// The image's words must be readable.
     pub unsafe fn new(pool: &'p PagePool<M>, memory: GuestMemory, image: &Image) -> Result<Self, VmError> {
         let mut tables = NestedTables::new(pool)?;
-        tables.map(0, memory.address(), memory.bytes(), MemoryType::WriteBack)?;
+        tables.map(0, memory.address(), memory.bytes(), Mapping::Memory(MemoryType::WriteBack))?;
         let vm = Self { memory, tables, entry: image.entry };
         // SAFETY: promised by the caller.
         unsafe { vm.fill(image) }.ok_or(VmError::TooLarge)?;
@@ -94,12 +95,18 @@ impl<'p, M: TableMemory> Vm<'p, M> {
         self.tables.root()
     }
 
+    /// How its page at guest-physical `at` is mapped.
+    #[must_use]
+    pub fn mapping(&self, at: u64) -> Option<Mapping> {
+        self.tables.translate(at).map(|(_, mapping)| mapping)
+    }
+
     /// Lends a device's registers, at their own address.
     ///
     /// # Errors
     /// [`NptError`].
     pub fn lend(&mut self, registers: PhysAddr, bytes: u64) -> Result<(), NptError> {
-        self.tables.map(registers.as_u64(), registers, bytes, MemoryType::Uncached)
+        self.tables.map(registers.as_u64(), registers, bytes, Mapping::Registers)
     }
 
     /// Takes lent registers back. The vCPUs must forget their translations before their next turn.
@@ -144,6 +151,16 @@ impl<'p, M: TableMemory> Vm<'p, M> {
         }
         fill_tables(memory)?;
         fill_descriptors(memory, image.traps)
+    }
+}
+
+impl<M: TableMemory> Tables for Vm<'_, M> {
+    fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+
+    fn retype(&self, run: Run) -> Result<(), NptError> {
+        self.tables.retype(run)
     }
 }
 

@@ -78,6 +78,8 @@ bitflags! {
 
 /// CR0 or CR4 is written: bits of the intercepts of control registers (offset 0).
 pub const CR0_CR4_WRITE: u32 = 1 << 16 | 1 << 20;
+/// CR0 is read, likewise.
+pub const CR0_READ: u32 = 1;
 /// All debug registers, read and written (offset 4): DR0 to DR3 are not switched with the guest.
 pub const ALL_DEBUG_REGISTERS: u32 = u32::MAX;
 /// `V_INTR_MASKING` (offset 0x60): the hypervisor's IF decides about physical interrupts, not the guest's.

@@ -38,13 +38,21 @@ impl<'b, B: Board> Stage<'b, B> {
         self.tell_attached(index, context)
     }
 
-    pub(super) fn tell_attached(&self, index: usize, context: ContextHandle) -> Result<(), Failure> {
+    /// Tells that device `index` was attached.
+    ///
+    /// # Errors
+    /// The board lacks it.
+    pub fn tell_attached(&self, index: usize, context: ContextHandle) -> Result<(), Failure> {
         let requester = self.requester(index)?;
         self.board.emit(&Event::Attached { requester, context: context.slot() });
         Ok(())
     }
 
-    pub(super) fn tell_quiesced(&self, index: usize) -> Result<(), Failure> {
+    /// Tells that device `index` was quiesced.
+    ///
+    /// # Errors
+    /// The board lacks it.
+    pub fn tell_quiesced(&self, index: usize) -> Result<(), Failure> {
         self.board.emit(&Event::Quiesced { requester: self.requester(index)? });
         Ok(())
     }
@@ -71,7 +79,10 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     /// Turns bus mastering of a claim's devices off, and proves that they are quiet.
-    pub(super) fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
+    ///
+    /// # Errors
+    /// What the policy refuses.
+    pub fn quiesce(&self, claim: &Owned<'b, B>) -> Result<QuiescedGroup, Error> {
         let (config, clock) = (self.board.config_space(), self.board.clock());
         claim.quiesce(&config, &clock, Method::BusMasterOff, QUIESCE_LIMIT)
     }
@@ -83,7 +94,7 @@ impl<'b, B: Board> Stage<'b, B> {
     }
 
     /// Turns bus mastering on again (PCI Express 6.0, 7.5.1.1.3).
-    pub(super) fn let_master(&self, device: DeviceId) {
+    pub fn let_master(&self, device: DeviceId) {
         let config = self.board.config_space();
         let command = config.read32(device, COMMAND) & 0xffff;
         config.write32(device, COMMAND, command | BUS_MASTER_ENABLE);

@@ -14,7 +14,7 @@ mod revocation;
 mod rogue;
 pub mod stage;
 mod transfer;
-mod watch;
+pub mod watch;
 mod words;
 
 use bitflags::bitflags;

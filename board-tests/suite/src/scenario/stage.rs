@@ -127,7 +127,11 @@ impl<'b, B: Board> Stage<'b, B> {
         self.tell_released(index, vm)
     }
 
-    pub(super) fn tell_released(&self, index: usize, vm: VmId) -> Result<(), Failure> {
+    /// Tells that a VM gave device `index` up.
+    ///
+    /// # Errors
+    /// The board lacks it.
+    pub fn tell_released(&self, index: usize, vm: VmId) -> Result<(), Failure> {
         self.board.emit(&Event::Released { requester: self.requester(index)?, vm: vm.0 });
         Ok(())
     }

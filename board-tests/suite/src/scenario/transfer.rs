@@ -174,8 +174,9 @@ pub(super) fn fill(buffer: Buffer<'_>, byte: impl Fn(usize) -> u8) {
     }
 }
 
-/// Whether nothing was written since [`fill`] with [`SENTINEL`].
-pub(super) fn is_untouched(buffer: Buffer<'_>) -> bool {
+/// Whether nothing was written to a buffer since it was filled to be watched.
+#[must_use]
+pub fn is_untouched(buffer: Buffer<'_>) -> bool {
     (0..BYTES as usize).all(|offset| buffer.bytes.read(offset) == SENTINEL)
 }
 

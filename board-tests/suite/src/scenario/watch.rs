@@ -4,10 +4,11 @@ use core::time::Duration;
 
 use portcullis_hal::{Iova, TimedOut, wait_until};
 
+pub use super::transfer::is_untouched;
 use super::{
     Failure,
     stage::{Stage, ensure},
-    transfer::{BYTES, SENTINEL, fill, is_untouched},
+    transfer::{BYTES, SENTINEL, fill},
 };
 use crate::{
     board::{Board, Buffer, DmaDevice, DmaError},
@@ -18,7 +19,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Device 0, which writes to `iova` again and again, and memory that it must not reach.
-pub(super) struct Watch<'s, 'b, B: Board> {
+pub struct Watch<'s, 'b, B: Board> {
     stage: &'s Stage<'b, B>,
     iova: Iova,
     memory: [Buffer<'b>; 2],
@@ -26,22 +27,27 @@ pub(super) struct Watch<'s, 'b, B: Board> {
 
 impl<'s, 'b, B: Board> Watch<'s, 'b, B> {
     /// Nothing is written or looked at yet.
-    pub(super) fn new(stage: &'s Stage<'b, B>, iova: Iova, memory: [Buffer<'b>; 2]) -> Self {
+    #[must_use]
+    pub fn new(stage: &'s Stage<'b, B>, iova: Iova, memory: [Buffer<'b>; 2]) -> Self {
         Self { stage, iova, memory }
     }
 
     /// Makes every write from now on visible.
-    pub(super) fn refill(&self) {
+    pub fn refill(&self) {
         self.memory.iter().for_each(|buffer| fill(*buffer, |_| SENTINEL));
     }
 
     /// Whether nothing was written since [`refill`](Self::refill).
-    pub(super) fn is_untouched(&self) -> bool {
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
         self.memory.iter().all(|buffer| is_untouched(*buffer))
     }
 
     /// Does `step` while the device writes; from its end on, nothing may arrive.
-    pub(super) fn during<T>(&self, step: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    ///
+    /// # Errors
+    /// The step's, or something arrived.
+    pub fn during<T>(&self, step: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         self.stage.device(0)?.begin_write(self.iova, BYTES)?;
         let value = step()?;
         let effect = self.finish()?;
@@ -56,7 +62,10 @@ impl<'s, 'b, B: Board> Watch<'s, 'b, B> {
     }
 
     /// Does `end`, after which nothing may arrive any more; what arrived before it returned is told as landed.
-    pub(super) fn until(&self, end: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// The end's.
+    pub fn until(&self, end: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         end()?;
         if !self.is_untouched() {
             self.stage.tell(self.stage.device(0)?.id(), self.iova, Direction::Write, Effect::Landed);

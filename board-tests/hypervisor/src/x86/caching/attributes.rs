@@ -132,20 +132,35 @@ impl Rebuild {
 #[derive(Debug, Default)]
 pub struct Planner {
     built: Option<Rebuild>,
+    has_failed: bool,
 }
 
 impl Planner {
     /// For a guest without tables.
     #[must_use]
     pub const fn new() -> Self {
-        Self { built: None }
+        Self { built: None, has_failed: false }
     }
 
     /// Whether the tables are those for this notice. Asked last before the guest runs; whoever changes its notice
     /// interrupts the guest's CPUs afterwards, before the device is used.
     #[must_use]
     pub fn is_current(&self, notice: Notice) -> bool {
-        self.built.is_some_and(|built| built.notice == notice)
+        !self.has_failed && self.built.is_some_and(|built| built.notice == notice)
+    }
+
+    /// Of the last plan; 0 before the first.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        match self.built {
+            Some(built) => built.generation,
+            None => 0,
+        }
+    }
+
+    /// The last plan was not, or not wholly, carried out: the next one is a rebuild in any case, with a flush.
+    pub const fn failed(&mut self) {
+        self.has_failed = true;
     }
 
     /// What is to be done about the tables before the guest runs: `None` when they are right. It is taken for done.
@@ -154,15 +169,15 @@ impl Planner {
     /// they do not count a guest can cause none.
     pub fn plan(&mut self, notice: Notice, mtrrs: &Mtrrs) -> Option<Rebuild> {
         let source = Source::of(notice.verdict, mtrrs);
-        let before = self.built;
-        if before.is_some_and(|built| built.notice == notice && built.source == source) {
+        let (before, has_failed) = (self.built, self.has_failed);
+        if !has_failed && before.is_some_and(|built| built.notice == notice && built.source == source) {
             return None;
         }
-        let was_forced = before.is_none_or(|built| built.source == Source::Forced);
+        let was_forced = !has_failed && before.is_none_or(|built| built.source == Source::Forced);
         let generation = before.map_or(0, |built| built.generation).saturating_add(1);
         let must_flush = !(was_forced && source == Source::Forced);
         let rebuild = Rebuild { generation, must_flush, notice, source };
-        self.built = Some(rebuild);
+        (self.built, self.has_failed) = (Some(rebuild), false);
         Some(rebuild)
     }
 }

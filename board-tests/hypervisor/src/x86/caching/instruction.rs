@@ -2,10 +2,11 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use portcullis_hal::footprint::{Cpus, Flush, Footprint};
+use portcullis_hal::footprint::{Cpus, Flush, Footprint, NoSuchCpu};
 use portcullis_iommu::{Coherency, Error as NoNotice, Notice};
 
 use super::decode::CacheInstruction;
+use crate::x86::npt::NptError;
 
 /// The guest's notice, as [`Iommu::coherency`](portcullis_iommu::Iommu::coherency) gives it.
 pub trait Notices {
@@ -31,6 +32,16 @@ pub trait Caches {
     /// # Errors
     /// Those that did not answer.
     fn flush(&mut self, flush: Flush, cpus: Cpus) -> Result<(), Cpus>;
+
+    /// Has each of `cpus`, this one not among them, leave the guest that it may be in. It may enter it again at once.
+    ///
+    /// # Errors
+    /// Those that did not answer.
+    fn interrupt(&mut self, cpus: Cpus) -> Result<(), Cpus>;
+
+    /// Waits until `ready` says so, or until a limit of its own, and does meanwhile what other CPUs ask of this one.
+    /// `ready` is asked at least once.
+    fn wait(&mut self, ready: &mut dyn FnMut() -> bool);
 }
 
 /// What was done for a guest's instruction. It is over, and the guest goes on behind it.
@@ -52,15 +63,12 @@ pub enum NotObeyed {
     },
     /// There is no notice for such a VM.
     NoNotice(NoNotice),
-}
-
-/// For the loop that handles a guest's exits.
-pub trait CacheControl {
-    /// Does what `kind` must do for the guest, in the name of the CPU that it left with [`Footprint::left`].
-    ///
-    /// # Errors
-    /// [`NotObeyed`]: stop the guest and tell.
-    fn cache_instruction(&mut self, kind: CacheInstruction) -> Result<Obeyed, NotObeyed>;
+    /// The nested tables cannot be brought in step.
+    Tables(NptError),
+    /// The guest cannot run on this CPU, which nobody could tell to flush.
+    NoSuchCpu(NoSuchCpu),
+    /// Another CPU of the guest is not done with the nested tables in time.
+    Busy,
 }
 
 /// How often something was done, by kind of instruction.
@@ -137,8 +145,12 @@ pub struct ByNotice<'a, N, C> {
     pub counts: &'a Counts,
 }
 
-impl<N: Notices, C: Caches> CacheControl for ByNotice<'_, N, C> {
-    fn cache_instruction(&mut self, kind: CacheInstruction) -> Result<Obeyed, NotObeyed> {
+impl<N: Notices, C: Caches> ByNotice<'_, N, C> {
+    /// Does what `kind` must do for the guest, in the name of the CPU that it left with [`Footprint::left`].
+    ///
+    /// # Errors
+    /// [`NotObeyed`]: stop the guest and tell.
+    pub fn cache_instruction(&mut self, kind: CacheInstruction) -> Result<Obeyed, NotObeyed> {
         let outcome = self.obey(kind);
         match outcome {
             Ok(Obeyed::Skipped) => self.counts.skipped.add(kind),
@@ -147,9 +159,7 @@ impl<N: Notices, C: Caches> CacheControl for ByNotice<'_, N, C> {
         }
         outcome
     }
-}
 
-impl<N: Notices, C: Caches> ByNotice<'_, N, C> {
     /// What [`Rebuild::must_flush`](super::Rebuild::must_flush) asks for, when the tables are changed. No instruction
     /// is counted. Gives the CPUs that did it.
     ///

@@ -5,14 +5,18 @@
 //! memory types of its own. The `iommu` says which it is, by a notice with an epoch. Nothing here touches a CPU.
 
 pub mod attributes;
+pub mod control;
 pub mod decode;
+pub mod guest;
 pub mod instruction;
 pub mod memory_type;
 pub mod mtrr;
 
 pub use attributes::{GuestRegisters, HardwareRegisters, Planner, Rebuild};
+pub use control::{CacheControl, Entry, NoCacheControl};
 pub use decode::CacheInstruction;
-pub use instruction::{ByNotice, CacheControl, Caches, Counts, NotObeyed, Notices, Obeyed};
+pub use guest::{OnCpu, Shared, Tables};
+pub use instruction::{ByNotice, Caches, Counts, NotObeyed, Notices, Obeyed};
 pub use memory_type::{MemoryType, Pat};
 pub use mtrr::Mtrrs;
 pub use portcullis_hal::footprint::{Cpus, Flush, Footprint};

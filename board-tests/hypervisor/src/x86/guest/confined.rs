@@ -1,11 +1,15 @@
 //! The program that carries out a script.
 
-use core::arch::{asm, x86_64::__cpuid_count};
+use core::arch::{
+    asm,
+    x86_64::{__cpuid_count, _rdtsc},
+};
 
 use portcullis_hal::Iova;
 
 use super::{
     devices::{EDU_BYTES, edu},
+    hypercall::report,
     probe::{self, probe},
     script::{DONE, Outcome, What, record},
 };
@@ -15,10 +19,9 @@ unsafe extern "C" {
     fn x86_guest_call_as_program();
 }
 
-/// Does what the records say; writes down what came of each.
-pub(super) fn carry_out() {
-    let mut index = 0;
-    while let Some(at) = record(index) {
+/// Does what the records from `first` on say; writes down what came of each.
+pub(super) fn carry_out(first: u64) {
+    for at in (0..).map_while(record).skip_while(|at| *at < first) {
         let words: *mut u64 = core::ptr::with_exposed_provenance_mut(at as usize);
         // SAFETY: the records lie in this guest's memory, where its tables map it, and nothing of Rust's does.
         let [number, first, second] =
@@ -31,7 +34,6 @@ pub(super) fn carry_out() {
             words.add(3).write_volatile(vector);
             words.add(4).write_volatile(value);
         }
-        index += 1;
     }
 }
 
@@ -69,6 +71,8 @@ fn attempt(what: What, first: u64, second: u64) -> Outcome {
         // MOVQ between RAX and XMM0: the image is built without vector registers, and its assembler has none.
         What::WriteVector => probe!(".byte 0x66, 0x48, 0x0f, 0x6e, 0xc0", first, 0u64, 0u64),
         What::ReadVector => probe!(".byte 0x66, 0x48, 0x0f, 0x7e, 0xc0", 0u64, 0u64, 0u64),
+        What::LeastWbinvd => Outcome { vector: DONE, value: least_wbinvd(first) },
+        What::Report => Outcome { vector: DONE, value: report(first) },
         What::EduRead => told(edu(first, |device| device.read_memory(Iova::new(second), EDU_BYTES))),
         What::EduWrite => told(edu(first, |device| device.write_memory(Iova::new(second), EDU_BYTES))),
         What::TripleFault => triple_fault(),
@@ -86,6 +90,20 @@ fn cpuid(leaf: u32, word: u64) -> u64 {
     words.get(word as usize).copied().unwrap_or(0).into()
 }
 
+fn least_wbinvd(times: u64) -> u64 {
+    let ticks = |_| {
+        let before = ticks();
+        probe!("wbinvd", 0u64, 0u64, 0u64);
+        ticks().wrapping_sub(before)
+    };
+    (0..times).map(ticks).min().unwrap_or(0)
+}
+
+fn ticks() -> u64 {
+    // SAFETY: every CPU with SVM has a time-stamp counter, and the guest may read it.
+    unsafe { _rdtsc() }
+}
+
 /// Runs what ends in an exception at privilege level 3; its vector.
 fn as_program(act: impl FnOnce()) -> Outcome {
     act();
@@ -96,7 +114,7 @@ fn as_program(act: impl FnOnce()) -> Outcome {
 }
 
 /// An exception that no table leads away from.
-fn triple_fault() -> ! {
+pub(super) fn triple_fault() -> ! {
     let empty = [0u64; 2];
     // SAFETY: the guest ends here, and nothing but it.
     unsafe { asm!("lidt [{table}]", "ud2", table = in(reg) &raw const empty, options(noreturn)) }

@@ -2,7 +2,7 @@
 
 use core::arch::global_asm;
 
-use super::{confined, disk, hypercall, programs::Program, runs};
+use super::{confined, disk, flood, hypercall, programs::Program, rounds, runs};
 
 global_asm!(include_str!("entry.s"));
 
@@ -29,7 +29,12 @@ const NO_PROGRAM: u64 = u64::MAX;
 extern "C" fn x86_guest_main(number: u64, arguments: u64) -> ! {
     match Program::numbered(number) {
         Some(Program::Runs) => runs::run(arguments),
-        Some(Program::Script) => confined::carry_out(),
+        Some(Program::Script) => confined::carry_out(arguments),
+        Some(Program::Meets) => rounds::meet(),
+        Some(Program::Counts) => rounds::count(arguments),
+        Some(Program::Copies) => flood::copy(),
+        Some(Program::Floods) => flood::flood(),
+        Some(Program::DiesUnderDma) => flood::die(),
         Some(Program::Disk) => disk::run(arguments),
         None => hypercall::exit(NO_PROGRAM),
     }

@@ -29,4 +29,14 @@ programs! {
     Script = 2,
     /// Reads a disk.
     Disk = 3,
+    /// Meets the [same program](super::meets) of another guest.
+    Meets = 8,
+    /// Counts in one word, for ever.
+    Counts = 9,
+    /// Has an `edu` device [copy](super::dma).
+    Copies = 10,
+    /// Has it write for ever.
+    Floods = 11,
+    /// Dies while it writes.
+    DiesUnderDma = 12,
 }

@@ -4,7 +4,7 @@ use portcullis_suite::Failure;
 
 use super::{LIMIT, Machine, Noted, Stage, ended, ensure, fail, load, no_call, outcome, turn};
 use crate::x86::{
-    exit::CacheInstruction,
+    caching::CacheInstruction,
     guest::{
         layout::{FREE, GUEST_BYTES},
         programs::Program,
@@ -16,9 +16,10 @@ use crate::x86::{
 };
 
 /// Registers of VT-d and of the local APIC, the ports' memory window, and what is far away.
-const OUTSIDE: [u64; 6] = [0xfed9_0000, 0xfed9_0018, 0xfee0_0020, 0xfee0_0300, 0xe000_0000, 0xffff_fff0];
+pub(super) const OUTSIDE: [u64; 6] =
+    [0xfed9_0000, 0xfed9_0018, 0xfee0_0020, 0xfee0_0300, 0xe000_0000, 0xffff_fff0];
 /// EFER, VM_CR, VM_HSAVE_PA, APIC_BASE, x2APIC's ID and command, SMM's base.
-const MSRS: [u64; 7] = [0xc000_0080, 0xc001_0114, 0xc001_0117, 0x1b, 0x802, 0x830, 0xc001_0111];
+pub(super) const MSRS: [u64; 7] = [0xc000_0080, 0xc001_0114, 0xc001_0117, 0x1b, 0x802, 0x830, 0xc001_0111];
 const EFER: u64 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
 /// Configuration space, the debug exit, the serial port, the interval timer, the keyboard's reset line.

@@ -1,8 +1,10 @@
 //! The scenarios with guests on x86.
 
+mod caches;
 mod confined;
 mod disk;
 mod limit;
+pub mod pair;
 mod rogue;
 mod runs;
 pub mod tenant;
@@ -12,9 +14,10 @@ use core::time::Duration;
 use portcullis_hal::{Clock, DonatedPages, PagePool, PhysRange};
 use portcullis_suite::{Board, Event, Failure, Scenario, scenario::stage};
 
+use self::pair::Cpus;
 use super::{
     backend::Registers,
-    exit::CacheInstruction,
+    caching::{CacheInstruction, NotObeyed, Obeyed},
     guest::{
         entry,
         layout::ARGUMENTS,
@@ -37,6 +40,10 @@ pub trait Machine {
     type Board: Board;
     /// Its policy and its devices.
     fn board(&self) -> &Self::Board;
+    /// Its CPUs.
+    type Cpus: Cpus;
+    /// All of them.
+    fn cpus(&self) -> &Self::Cpus;
     /// Where the registers of the board's device `index` are: whole pages.
     fn registers(&self, index: usize) -> Option<PhysRange>;
     /// Tells the host.
@@ -85,8 +92,14 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guest_is_ended_at_its_limit" => {
             limit::svm_guest_is_ended_at_its_limit(&mut Stage::new(machine)?)
         }
+        "svm_wbinvd_by_notice" => caches::svm_wbinvd_by_notice(&mut Stage::new(machine)?),
+        "svm_memory_types_by_notice" => caches::svm_memory_types_by_notice(&mut Stage::new(machine)?),
         "svm_guest_reads_its_disk" => disk::svm_guest_reads_its_disk(&mut Stage::new(machine)?),
         "svm_guest_rogue_dma" => rogue::svm_guest_rogue_dma(&mut Stage::new(machine)?),
+        "svm_guests_overlap" => pair::svm_guests_overlap(&mut Stage::new(machine)?),
+        "svm_two_vcpus_are_confined" => pair::svm_two_vcpus_are_confined(&mut Stage::new(machine)?),
+        "svm_handover_under_dma" => pair::svm_handover_under_dma(&mut Stage::new(machine)?),
+        "svm_guest_dies_under_dma" => pair::svm_guest_dies_under_dma(&mut Stage::new(machine)?),
         _ => machine.act(name).unwrap_or_else(|| fail("the catalogue names a scenario that is not there")),
     }
 }
@@ -210,8 +223,9 @@ pub const fn no_call(_: Call) -> u64 {
 struct Noted(Option<CacheInstruction>);
 
 impl CacheControl for Noted {
-    fn cache_instruction(&mut self, kind: CacheInstruction) {
+    fn cache_instruction(&mut self, kind: CacheInstruction) -> Result<Obeyed, NotObeyed> {
         self.0 = Some(kind);
+        Ok(Obeyed::Skipped)
     }
 }
 
@@ -271,6 +285,7 @@ pub fn ended(stop: Stop) -> Result<(), Failure> {
         Stop::Fault(_) => fail("the guest reached for what it has not"),
         Stop::Shutdown => fail("the guest is dead"),
         Stop::TimedOut => fail("the guest did not end in time"),
+        Stop::NotObeyed(_) => fail("what the guest relies on about caches was not done"),
         Stop::Failed(_) => fail("an exit came that no guest should cause"),
     }
 }

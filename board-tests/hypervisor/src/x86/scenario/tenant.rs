@@ -50,8 +50,21 @@ impl<'m, M: Machine> Tenant<'m, M> {
         index: usize,
         spec: &Spec<M>,
     ) -> Result<Self, Failure> {
+        Self::numbered(stage, policy, index, VmId(index as u32 + 1), spec)
+    }
+
+    /// The same with another number at the policy: one that gets the memory of guest `index`, which is no more.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn numbered(
+        stage: &Stage<'m, M>,
+        policy: stage::Stage<'m, M::Board>,
+        index: usize,
+        vm: VmId,
+        spec: &Spec<M>,
+    ) -> Result<Self, Failure> {
         let guest = stage.guest(index)?;
-        let vm = VmId(index as u32 + 1);
         let extent = need(guest.memory().extent(), "the guest has no memory")?;
         let memory = guest_range(extent.bytes())?;
         let iommu = policy.iommu();

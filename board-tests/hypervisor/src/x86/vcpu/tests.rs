@@ -2,7 +2,10 @@
 
 use std::{cell::Cell, collections::VecDeque, vec::Vec};
 
+use portcullis_iommu::{Because, Coherency};
+
 use super::*;
+use crate::x86::caching::{Obeyed, mtrr::BadMsr};
 
 const SHORT: Duration = Duration::from_micros(10);
 
@@ -12,6 +15,8 @@ enum Did {
     Skipped,
     Raised(Exception),
     Wrote(SystemRegister, u64),
+    Shadowed(bool),
+    Forgot,
 }
 
 #[derive(Default)]
@@ -59,6 +64,14 @@ impl Backend for Told {
         self.did.push(Did::Wrote(register, value));
     }
 
+    fn intercept_cr0_reads(&mut self, intercept: bool) {
+        self.did.push(Did::Shadowed(intercept));
+    }
+
+    fn forget_translations(&mut self) {
+        self.did.push(Did::Forgot);
+    }
+
     fn is_privileged(&self) -> bool {
         !self.program
     }
@@ -99,12 +112,58 @@ impl TurnLimit for Timer {
     }
 }
 
-#[derive(Default)]
-struct Heard(Vec<CacheInstruction>);
+/// Notes cache instructions, stays and MTRRs; says what is to be given, or which error stops the guest.
+struct Heard {
+    kinds: Vec<CacheInstruction>,
+    verdict: Coherency,
+    generation: u64,
+    inside: bool,
+    stops: Option<NotObeyed>,
+    keeps_out: Option<NotObeyed>,
+    range: u64,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        let verdict = Coherency::NonCoherent { because: Because::NotEnforced };
+        Self {
+            kinds: Vec::new(),
+            verdict,
+            generation: 0,
+            inside: false,
+            stops: None,
+            keeps_out: None,
+            range: 0,
+        }
+    }
+}
 
 impl CacheControl for Heard {
-    fn cache_instruction(&mut self, kind: CacheInstruction) {
-        self.0.push(kind);
+    fn cache_instruction(&mut self, kind: CacheInstruction) -> Result<Obeyed, NotObeyed> {
+        assert!(!self.inside, "a guest that runs is no guest that left");
+        self.kinds.push(kind);
+        self.stops.map_or(Ok(Obeyed::Skipped), Err)
+    }
+
+    fn enter(&mut self, own: GuestRegisters) -> Result<Entry, NotObeyed> {
+        assert!(!self.inside, "entered twice");
+        self.keeps_out.map_or(Ok(()), Err)?;
+        self.inside = true;
+        Ok(Entry { hardware: own.under(self.verdict), generation: self.generation })
+    }
+
+    fn leave(&mut self) {
+        assert!(self.inside, "left twice");
+        self.inside = false;
+    }
+
+    fn read_mtrr(&mut self, _: u32) -> Result<u64, BadMsr> {
+        Ok(self.range)
+    }
+
+    fn write_mtrr(&mut self, _: u32, value: u64) -> Result<(), BadMsr> {
+        self.range = value;
+        if value == 0 { Err(BadMsr::Value(value)) } else { Ok(()) }
     }
 }
 
@@ -120,6 +179,7 @@ fn run(vcpu: &mut Vcpu<Told>, cache: &mut Heard, limit: Duration) -> (Stop, Time
     let mut around = Around { clock: &clock, limit: &mut timer, cache, hypercall: &mut hypercall };
     let stop = vcpu.run(&mut around, limit);
     assert_eq!(vcpu.backend.up, 0);
+    assert!(!cache.inside, "the guest was not left");
     (stop, timer)
 }
 
@@ -175,7 +235,7 @@ fn x08_a_program_is_refused_what_only_a_kernel_may() {
     let (last, others) = vcpu.backend.did.split_last().expect("refusals");
     assert_eq!(others, [Did::Raised(Exception::GeneralProtection); 7]);
     assert_eq!(*last, Did::Raised(Exception::InvalidOpcode));
-    assert_eq!((heard.0.len(), vcpu.counts().wbinvd), (0, 0));
+    assert_eq!((heard.kinds.len(), vcpu.counts().wbinvd), (0, 0));
 }
 
 #[test]
@@ -184,7 +244,7 @@ fn x09_cache_instructions_reach_who_decides_about_them_and_are_counted() {
     let mut vcpu = vcpu(kinds.map(Exit::WriteBackInvalidate));
     let mut heard = Heard::default();
     assert_eq!(run(&mut vcpu, &mut heard, Duration::from_secs(1)).0, Stop::Halted);
-    assert_eq!(heard.0, kinds);
+    assert_eq!(heard.kinds, kinds);
     let counts = vcpu.counts();
     assert_eq!((counts.wbinvd, counts.wbnoinvd, counts.invd), (2, 0, 1));
 }
@@ -213,8 +273,10 @@ fn x05_what_is_emulated_is_done_in_the_guests_place() {
     let expected = [
         wrote(SystemRegister::Efer, 0x501),
         Did::Skipped,
-        wrote(SystemRegister::Cr0, 0x8000_0011),
         Did::Skipped,
+        wrote(SystemRegister::Cr0, 0x8000_0011),
+        wrote(SystemRegister::Pat, 0x500),
+        Did::Shadowed(false),
         Did::Skipped,
     ];
     assert_eq!(vcpu.backend.did, expected);
@@ -227,4 +289,83 @@ fn x03_a_fault_stops_the_guest_with_its_address() {
     assert_eq!(to_halt(&mut vcpu), Stop::Fault(fault));
     vcpu.refuse();
     assert_eq!(vcpu.backend.did, [Did::Raised(Exception::GeneralProtection)]);
+}
+
+#[test]
+fn x26_what_was_not_obeyed_stops_the_guest_before_its_instruction_is_over() {
+    let mut vcpu = vcpu([Exit::WriteBackInvalidate(CacheInstruction::Wbinvd); 2]);
+    let mut heard = Heard { stops: Some(NotObeyed::Busy), ..Heard::default() };
+    for _ in 0..2 {
+        let stop = run(&mut vcpu, &mut heard, Duration::from_secs(1)).0;
+        assert_eq!(stop, Stop::NotObeyed(NotObeyed::Busy));
+    }
+    assert_eq!(vcpu.backend.did, [], "the guest is still before it");
+    assert_eq!(heard.kinds.len(), 2, "and asks again");
+}
+
+#[test]
+fn x26_a_guest_that_must_not_be_entered_does_not_run_and_can_later() {
+    let mut vcpu = vcpu([]);
+    let mut heard = Heard { keeps_out: Some(NotObeyed::Busy), ..Heard::default() };
+    let (stop, timer) = run(&mut vcpu, &mut heard, Duration::from_secs(1));
+    assert_eq!((stop, timer.disarmed), (Stop::NotObeyed(NotObeyed::Busy), 1));
+    assert_eq!(vcpu.backend.turns, 0);
+    heard.keeps_out = None;
+    assert_eq!(run(&mut vcpu, &mut heard, Duration::from_secs(1)).0, Stop::Halted);
+}
+
+#[test]
+fn x27_while_coherent_a_guest_reads_back_what_hardware_does_not_have() {
+    let exits = [
+        Exit::Cr0Write { from: Some(3) },
+        Exit::Cr0Read { to: Some(7) },
+        Exit::Msr { write: true },
+        Exit::Cr0Read { to: None },
+    ];
+    let mut vcpu = vcpu(exits);
+    let off = 0xc000_0011;
+    vcpu.registers.set(Registers::RBX, off);
+    vcpu.registers.set(Registers::RCX, Pat::MSR.into());
+    let mut heard = Heard { verdict: Coherency::Coherent, ..Heard::default() };
+    assert_eq!(run(&mut vcpu, &mut heard, Duration::from_secs(1)).0, Stop::Halted);
+    assert_eq!((vcpu.registers.get(Registers::RDI), vcpu.counts().control_reads), (off, 2));
+    let gave = |cr0, shadowed| {
+        let pat = Did::Wrote(SystemRegister::Pat, Pat::ALL_WRITE_BACK.value());
+        [Did::Wrote(SystemRegister::Cr0, cr0), pat, Did::Shadowed(shadowed)]
+    };
+    let mut expected = gave(0x500, false).to_vec();
+    expected.push(Did::Skipped);
+    expected.extend(gave(off & !(1 << 30), true));
+    expected.extend([Did::Skipped, Did::Skipped, Did::Raised(Exception::GeneralProtection), Did::Skipped]);
+    assert_eq!(vcpu.backend.did, expected);
+    heard.verdict = Coherency::NonCoherent { because: Because::NotEnforced };
+    vcpu.backend.did.clear();
+    run(&mut vcpu, &mut heard, Duration::from_secs(1));
+    let cr0 = Did::Wrote(SystemRegister::Cr0, off);
+    let pat = Did::Wrote(SystemRegister::Pat, 0);
+    assert_eq!(vcpu.backend.did, [cr0, pat, Did::Shadowed(false), Did::Skipped]);
+}
+
+#[test]
+fn x27_mtrrs_are_asked_of_who_keeps_them() {
+    let mut vcpu = vcpu([Exit::Msr { write: true }, Exit::Msr { write: false }]);
+    vcpu.registers.set(Registers::RCX, 0x2ff);
+    vcpu.registers.set(Registers::RAX, 0xc06);
+    let mut heard = Heard::default();
+    run(&mut vcpu, &mut heard, Duration::from_secs(1));
+    assert_eq!((heard.range, vcpu.registers.get(Registers::RAX)), (0xc06, 0xc06));
+    vcpu.registers.set(Registers::RAX, 0);
+    vcpu.backend.exits.push_back(Exit::Msr { write: true });
+    vcpu.backend.did.clear();
+    run(&mut vcpu, &mut heard, Duration::from_secs(1));
+    assert_eq!(vcpu.backend.did, [Did::Raised(Exception::GeneralProtection), Did::Skipped]);
+}
+
+#[test]
+fn x28_new_nested_tables_make_the_cpu_forget_once() {
+    let mut vcpu = vcpu([]);
+    let mut heard = Heard { generation: 3, ..Heard::default() };
+    run(&mut vcpu, &mut heard, Duration::from_secs(1));
+    run(&mut vcpu, &mut heard, Duration::from_secs(1));
+    assert_eq!(vcpu.backend.did, [Did::Forgot, Did::Skipped, Did::Skipped]);
 }
