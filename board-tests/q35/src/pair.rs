@@ -50,7 +50,7 @@ impl Pair {
 /// Turns SVM on, on this CPU.
 pub(crate) fn svm() -> Option<SvmCpu> {
     let area = AREAS.get(cpus::this_cpu()?)?;
-    // SAFETY: level 0, addresses are physical ones; the area is this CPU's, and guests take turns on it.
+    // SAFETY: level 0, addresses are physical ones; the area is this CPU's for good, and guests take turns on it.
     unsafe { SvmCpu::enable(area) }.ok()
 }
 

@@ -101,7 +101,8 @@ impl SvmCpu {
     /// [`NoSvm`].
     ///
     /// # Safety
-    /// At privilege level 0, where addresses are physical ones; once a CPU, with an area that no other CPU has.
+    /// At privilege level 0, where addresses are physical ones, with an area that no other CPU has; on one CPU always
+    /// with the same, and only one value of it is used at a time.
     pub unsafe fn enable(area: &'static CpuArea) -> Result<Self, NoSvm> {
         if __cpuid_count(0x8000_0001, 0).ecx & 1 << 2 == 0 {
             return Err(NoSvm::NoSvm);

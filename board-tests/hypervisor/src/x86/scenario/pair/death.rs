@@ -5,19 +5,19 @@ use core::time::Duration;
 use portcullis_hal::Iova;
 use portcullis_iommu::{GroupId, VmId};
 use portcullis_suite::{
-    Board, DmaDevice, Event, Failure,
+    Board, Event, Failure,
     scenario::{stage::Stage as Policy, watch::Watch},
 };
 
 use super::{
     Cpus, Orders, Parts, Task, await_that, beside, driven,
-    handover::{drain, floods, uses},
+    handover::{drain, floods, keep_busy, uses},
     page::Target,
     parts, turn,
 };
 use crate::x86::{
     guest::{
-        dma::{self, ARRIVAL, TARGET},
+        dma::{self, TARGET},
         layout::{ARGUMENTS, FREE},
         programs::Program,
         script::{Op, What},
@@ -86,6 +86,7 @@ fn dies<'m, M: Machine>(
         Death::TripleFault => falls(stage, &one.guest, other)?,
         Death::Killed => is_killed(stage, &one.guest)?,
     }
+    keep_busy(&policy)?;
     policy.iommu().vm_died(one.vm, |_| (), &policy.board.clock(), PATIENCE)?;
     ensure(theirs.is_new(), "DMA of VM 1's device reached VM 2")?;
     watch.refill();
@@ -107,7 +108,7 @@ fn inherit<'m, M: Machine>(
     (watch, target): (&Watch<'_, '_, M::Board>, &Target),
 ) -> Result<(), Failure> {
     stage.step("its memory goes to VM 3, while the device writes");
-    policy.device(DEVICE)?.begin_write(Iova::new(ARRIVAL), dma::BYTES)?;
+    keep_busy(&policy)?;
     let heir = Tenant::numbered(stage, policy, 0, HEIR, spec)?;
     drain(stage.machine.cpus(), &policy)?;
     ensure(target.is_new(), "DMA of a dead guest reached the memory of another one")?;

@@ -43,7 +43,7 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// From now on nothing may arrive: `clean` is true, and stays so.
+    /// From now on nothing may arrive.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::x86::{
     guest::{
-        dma::{self, TARGET},
+        dma::{self, ARRIVAL, TARGET},
         layout::ARGUMENTS,
         programs::Program,
     },
@@ -113,6 +113,7 @@ fn hand_over<'m, M: Machine>(
     let theirs = Target(other.guest.memory());
     watch.refill();
     take_back(cpus, &mut one.guest, (registers.start(), registers.bytes()), order)?;
+    keep_busy(policy)?;
     claim.release()?;
     ensure(watch_one(&theirs), "VM 1's device wrote to VM 2's memory")?;
     watch.refill();
@@ -135,6 +136,15 @@ fn hand_over<'m, M: Machine>(
     policy.let_master(policy.device(index)?.id());
     ensure(watch.is_untouched(), "an old order of the device reached memory")?;
     Ok(Lent { claim, index, registers })
+}
+
+/// Has the device do once more what its guest had it do, if it happens to be idle.
+pub(super) fn keep_busy<B: Board>(policy: &Policy<'_, B>) -> Result<(), Failure> {
+    let device = policy.device(DEVICE)?;
+    if !device.is_busy() {
+        device.begin_write(Iova::new(ARRIVAL), dma::BYTES)?;
+    }
+    Ok(())
 }
 
 /// Waits until the device has come to the end of what its guest ordered.

@@ -41,7 +41,7 @@ pub trait Cpus: Sync {
     fn clock(&self) -> impl Clock;
     /// The timer of the CPU that executes.
     fn limit(&self) -> impl TurnLimit;
-    /// Turns SVM on, on the CPU that executes; once on each.
+    /// Turns SVM on, on the CPU that executes, where no guest runs.
     fn svm(&self) -> Option<SvmCpu>;
     /// Does `there` on the second CPU, with interrupts off there, and `here` on this one meanwhile; returns when both are
     /// over. A second CPU that does not end is the end of the run.
