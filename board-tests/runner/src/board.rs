@@ -195,6 +195,11 @@ impl Variant {
         // Unknown names were refused when the file was read.
         self.flags("").is_ok_and(|offers| offers.contains(scenario.requires))
     }
+
+    /// Whether its IOMMU can make all DMA coherent.
+    pub(crate) fn snoops(&self) -> bool {
+        self.flags("").is_ok_and(|offers| offers.contains(Requires::SNOOP_CONTROL))
+    }
 }
 
 /// Parses and checks the text of one description.
