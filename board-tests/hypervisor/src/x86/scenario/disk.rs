@@ -18,7 +18,7 @@ use crate::x86::{
         programs::Program,
         script::{Op, What},
     },
-    vcpu::{Call, NoCacheControl, Stop, UNKNOWN_CALL},
+    vcpu::{Call, Stop, UNKNOWN_CALL},
 };
 
 /// The board's disk.
@@ -39,7 +39,7 @@ pub(super) fn svm_guest_reads_its_disk<M: Machine>(stage: &mut Stage<'_, M>) -> 
     let mut told = Told::default();
     let mut vcpu = stage.vcpu(&tenant.guest, Program::Disk, ARGUMENTS)?;
     let mut answer = |call| told.answer(call, machine.clock());
-    ended(turn(machine, &mut vcpu, &mut NoCacheControl, &mut answer, LIMIT))?;
+    ended(turn(machine, &mut vcpu, &mut tenant.exits(), &mut answer, LIMIT))?;
     let counts = vcpu.counts();
     let [value, bytes] = told.values;
     ensure(told.count == 2, "the guest made another number of reports")?;
@@ -66,7 +66,7 @@ fn is_out_of_reach<'m, M: Machine>(
     let machine = stage.machine;
     let script = load(tenant.guest.memory(), [Op(What::Load, at, 0)])?;
     let mut vcpu = stage.vcpu(&tenant.guest, Program::Script, script)?;
-    let stop = turn(machine, &mut vcpu, &mut NoCacheControl, &mut super::no_call, LIMIT);
+    let stop = turn(machine, &mut vcpu, &mut tenant.exits(), &mut super::no_call, LIMIT);
     let is_there = matches!(stop, Stop::Fault(fault) if fault.address == at);
     ensure(is_there, "the guest reaches registers that were taken back")
 }

@@ -24,7 +24,7 @@ use crate::x86::{
     },
     memory::GuestMemory,
     svm::Svm,
-    vcpu::{NoCacheControl, Stop, Vcpu},
+    vcpu::{Stop, Vcpu},
 };
 
 /// What a device reads first, and writes from then on.
@@ -119,7 +119,7 @@ struct Aim<'a, 'm, M: Machine> {
 
 impl<M: Machine> Aim<'_, '_, M> {
     fn turn(&mut self) -> Stop {
-        turn(self.machine, self.vcpu, &mut NoCacheControl, &mut no_call, LIMIT)
+        turn(self.machine, self.vcpu, &mut self.tenant.exits(), &mut no_call, LIMIT)
     }
 
     /// Lets the guest go on to its next halt; tells of the write to `iova`, which `landed` judges.

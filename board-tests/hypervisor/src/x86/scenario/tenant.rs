@@ -8,7 +8,8 @@ use portcullis_suite::{
     scenario::stage::{self, Owned},
 };
 
-use super::{Guest, Machine, Stage, ensure, need};
+use super::{Guest, Machine, Stage, caches, ensure, need};
+use crate::x86::caching::{Shared, control::CacheControl};
 
 const BOTH: Access = Access::READ.union(Access::WRITE);
 
@@ -22,6 +23,7 @@ pub struct Tenant<'m, M: Machine> {
     pub context: ContextHandle,
     /// Its memory at the policy.
     pub region: RegionHandle,
+    caching: Shared,
     machine: &'m M,
     policy: stage::Stage<'m, M::Board>,
 }
@@ -72,7 +74,12 @@ impl<'m, M: Machine> Tenant<'m, M> {
         let context = iommu.create_context(vm, spec)?;
         iommu.map_guest(context, Iova::new(0), memory, BOTH)?;
         policy.tell_mapped(context, Iova::new(0), extent, BOTH)?;
-        Ok(Self { guest, vm, context, region, machine: stage.machine, policy })
+        Ok(Self { guest, vm, context, region, caching: caches::shared(), machine: stage.machine, policy })
+    }
+
+    /// What its cache instructions and caching attributes do on the boot CPU.
+    pub fn exits(&self) -> impl CacheControl + '_ {
+        caches::on_boot_cpu(self.machine, &self.caching, &self.guest, self.vm)
     }
 
     /// Claims device `index`, which is in `group`, for the guest, attaches it, and lends its registers.

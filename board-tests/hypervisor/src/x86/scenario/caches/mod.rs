@@ -30,6 +30,22 @@ const SECOND: usize = 1;
 /// First record of the second vCPU's script.
 const SECOND_RECORD: u64 = 64;
 
+/// What the CPUs of a guest share about caching, before it has run.
+pub(super) fn shared() -> Shared {
+    Shared::new(__cpuid_count(0x8000_0008, 0).eax & 0xff)
+}
+
+/// What handles the exits of guest `vm` on the boot CPU, by the notice of the policy.
+pub(super) fn on_boot_cpu<'a, M: Machine>(
+    machine: &'a M,
+    shared: &'a Shared,
+    guest: &'a Guest<'_>,
+    vm: VmId,
+) -> impl CacheControl + 'a {
+    let notices = move || machine.board().iommu().coherency(vm);
+    OnCpu::new(shared, guest, BOOT, notices, machine.cpus().caches())
+}
+
 /// A guest, and what its CPUs share about caching.
 struct Ward<'m> {
     guest: Guest<'m>,
@@ -40,7 +56,7 @@ struct Ward<'m> {
 impl<'m> Ward<'m> {
     /// Guest `index`, as new, which is VM `index` + 1.
     fn new<M: Machine>(stage: &Stage<'m, M>, index: usize) -> Result<Self, Failure> {
-        let shared = Shared::new(__cpuid_count(0x8000_0008, 0).eax & 0xff);
+        let shared = shared();
         let guest = need(shared.access(BOOT, || stage.guest(index)).ok(), "there is no CPU 0")??;
         Ok(Self { guest, vm: VmId(index as u32 + 1), shared })
     }
@@ -71,8 +87,7 @@ impl<'m> Ward<'m> {
 
     /// What handles the guest's exits on this CPU.
     fn exits<'a, M: Machine>(&'a self, machine: &'a M) -> impl CacheControl + 'a {
-        let notices = || machine.board().iommu().coherency(self.vm);
-        OnCpu::new(&self.shared, &self.guest, BOOT, notices, machine.cpus().caches())
+        on_boot_cpu(machine, &self.shared, &self.guest, self.vm)
     }
 
     /// Has a fresh vCPU carry a script out on this CPU.

@@ -23,7 +23,7 @@ use crate::x86::{
         tenant::{Lent, Tenant},
         turn,
     },
-    vcpu::{NoCacheControl, Stop},
+    vcpu::Stop,
 };
 
 /// The device that changes hands.
@@ -158,7 +158,7 @@ pub(super) fn uses<'m, M: Machine>(stage: &mut Stage<'m, M>, tenant: &Tenant<'m,
     stage.step("the device's new guest uses it");
     let (machine, memory) = (stage.machine, tenant.guest.memory());
     let mut vcpu = stage.vcpu(&tenant.guest, Program::Copies, ARGUMENTS)?;
-    ended(turn(machine, &mut vcpu, &mut NoCacheControl, &mut no_call, LIMIT))?;
+    ended(turn(machine, &mut vcpu, &mut tenant.exits(), &mut no_call, LIMIT))?;
     let source = need(memory.read(dma::SOURCE), "there is no source")?;
     ensure(source == pattern(1), "the guest's source changed")?;
     ensure(dma::has_arrived(memory, source), "the device's new guest cannot use it")
