@@ -46,6 +46,7 @@ catalogue! {
     svm_two_vcpus_are_confined shows ["X41"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_wbinvd_by_notice shows ["X16", "X17", "X29"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_memory_types_by_notice shows ["X21", "X23", "X27"] needs Requires::SVM;
+    svm_guests_drive_devices_at_once shows ["X44"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_handover_under_dma shows ["X42"] needs Requires::SVM.union(Requires::SECOND_CPU);
     svm_guest_dies_under_dma shows ["X43"] needs Requires::SVM.union(Requires::SECOND_CPU);
     guest_is_served_in_virtual_mode shows ["V08"] needs Requires::GUEST.union(Requires::RADIX);

@@ -97,6 +97,9 @@ fn act<M: Machine>(machine: &M, name: &str) -> Result<(), Failure> {
         "svm_guest_reads_its_disk" => disk::svm_guest_reads_its_disk(&mut Stage::new(machine)?),
         "svm_guest_rogue_dma" => rogue::svm_guest_rogue_dma(&mut Stage::new(machine)?),
         "svm_guests_overlap" => pair::svm_guests_overlap(&mut Stage::new(machine)?),
+        "svm_guests_drive_devices_at_once" => {
+            pair::svm_guests_drive_devices_at_once(&mut Stage::new(machine)?)
+        }
         "svm_two_vcpus_are_confined" => pair::svm_two_vcpus_are_confined(&mut Stage::new(machine)?),
         "svm_handover_under_dma" => pair::svm_handover_under_dma(&mut Stage::new(machine)?),
         "svm_guest_dies_under_dma" => pair::svm_guest_dies_under_dma(&mut Stage::new(machine)?),

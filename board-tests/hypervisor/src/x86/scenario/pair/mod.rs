@@ -2,6 +2,7 @@
 //! translations or die.
 
 mod death;
+mod devices;
 mod driven;
 mod handover;
 mod overlap;
@@ -17,8 +18,8 @@ use portcullis_hal::{Clock, PhysAddr};
 use portcullis_suite::Failure;
 
 pub(super) use self::{
-    death::svm_guest_dies_under_dma, handover::svm_handover_under_dma, overlap::svm_guests_overlap,
-    shared::svm_two_vcpus_are_confined,
+    death::svm_guest_dies_under_dma, devices::svm_guests_drive_devices_at_once,
+    handover::svm_handover_under_dma, overlap::svm_guests_overlap, shared::svm_two_vcpus_are_confined,
 };
 use super::{Guest, Machine, Stage, ensure, need};
 use crate::x86::{
