@@ -41,7 +41,8 @@ fn attempt(what: What, first: u64, second: u64) -> Outcome {
     match what {
         What::Load => probe::load(first),
         What::Store => probe::store(first, second),
-        What::Jump => probe!("call rcx", 0u64, first, 0u64),
+        // No call: its return address would stay on the stack when the fetch is refused.
+        What::Jump => probe!("jmp rcx", 0u64, first, 0u64),
         What::ReadMsr => probe::read_msr(first as u32),
         What::WriteMsr => probe::write_msr(first as u32, second),
         What::ReadPort => probe::read_port(first as u16),
