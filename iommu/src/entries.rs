@@ -65,8 +65,8 @@ pub trait EntryDriver: Driver {
         new: Option<(DmaExtent, Access)>,
     ) -> Option<Option<PhysAddr>>;
 
-    /// As [`exchange`](Self::exchange), for consecutive pages, each by its own of `new`; `pages` says where, of how many bytes,
-    /// and how many at most. Ends with `new`, or before one that leads where `exchange` would refuse it.
+    /// As [`exchange`](Self::exchange), for consecutive pages, each by its own of `new`; the triple says where, of how many
+    /// bytes, and how many at most. Ends with `new`, or before one that leads where `exchange` would refuse it.
     ///
     /// # Errors
     /// As for `exchange`, of all these pages, whose tables must exist. Nothing changed.
@@ -74,10 +74,23 @@ pub trait EntryDriver: Driver {
         &self,
         permit: &Permit,
         context: &Self::Context,
-        pages: (Iova, u64, u64),
+        (iova, bytes, count): (Iova, u64, u64),
         new: impl Iterator<Item = Option<(DmaExtent, Access)>>,
         removals: &mut R,
-    ) -> Result<Exchanged, Error>;
+    ) -> Result<Exchanged, Error> {
+        let (mut exchanged, mut at) = (Exchanged::default(), iova.as_u64());
+        for (_, new) in (0..count).zip(new) {
+            match self.exchange(permit, context, Iova::new(at), bytes, new, removals) {
+                Ok(()) => {}
+                Err(error) if exchanged.pages == 0 => return Err(error),
+                Err(_) => break,
+            }
+            exchanged.pages += 1;
+            exchanged.mapping += u64::from(new.is_some());
+            at = at.wrapping_add(bytes);
+        }
+        Ok(exchanged)
+    }
 
     /// Bytes of the page that one entry leads to: guest pages are multiples of it.
     fn page_bytes(&self, context: &Self::Context) -> u64;

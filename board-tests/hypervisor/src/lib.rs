@@ -10,6 +10,8 @@ extern crate std;
 
 mod catalogue;
 pub mod power;
+#[cfg(any(target_arch = "powerpc64", all(target_arch = "x86_64", target_os = "none")))]
+mod verdict;
 pub mod x86;
 
 pub use catalogue::SCENARIOS;

@@ -250,24 +250,6 @@ impl EntryDriver for Pages {
         Some(old.map(|(phys, _)| PhysAddr::new(phys)))
     }
 
-    fn exchange_each<R: Removals>(
-        &self,
-        permit: &Permit,
-        tables: &Tables,
-        (iova, bytes, count): (Iova, u64, u64),
-        new: impl Iterator<Item = Option<(DmaExtent, Access)>>,
-        removals: &mut R,
-    ) -> Result<Exchanged, Error> {
-        let mut exchanged = Exchanged::default();
-        for (number, new) in (0..count).zip(new) {
-            let iova = Iova::new(iova.as_u64() + number * bytes);
-            self.exchange(permit, tables, iova, bytes, new, removals)?;
-            exchanged.pages += 1;
-            exchanged.mapping += u64::from(new.is_some());
-        }
-        Ok(exchanged)
-    }
-
     fn page_bytes(&self, _: &Tables) -> u64 {
         PAGE
     }

@@ -21,8 +21,8 @@ use portcullis_hal::{
     Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
 };
 use portcullis_iommu::{
-    Aperture, Claim, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Exchanged, Fault, GroupId,
-    Iommu, Outcome, PageSizes, Permit, Removals, Target, VmId, pci::Method,
+    Aperture, Claim, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Fault, GroupId, Iommu,
+    Outcome, PageSizes, Permit, Removals, Target, VmId, pci::Method,
 };
 
 pub(crate) const VM: VmId = VmId(1);
@@ -208,24 +208,6 @@ impl EntryDriver for Small {
         let old = tables.entry.load(Relaxed);
         tables.entry.store(entry, Relaxed);
         Some((old != EMPTY).then(|| PhysAddr::new(u64::from(old) * PAGE)))
-    }
-
-    fn exchange_each<R: Removals>(
-        &self,
-        permit: &Permit,
-        tables: &Tables,
-        (iova, bytes, count): (Iova, u64, u64),
-        new: impl Iterator<Item = Option<(DmaExtent, Access)>>,
-        removals: &mut R,
-    ) -> Result<Exchanged, Error> {
-        let mut exchanged = Exchanged::default();
-        for (number, new) in (0..count).zip(new) {
-            let iova = Iova::new(iova.as_u64() + number * bytes);
-            self.exchange(permit, tables, iova, bytes, new, removals)?;
-            exchanged.pages += 1;
-            exchanged.mapping += u64::from(new.is_some());
-        }
-        Ok(exchanged)
     }
 
     fn page_bytes(&self, _: &Tables) -> u64 {

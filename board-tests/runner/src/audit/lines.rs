@@ -118,9 +118,9 @@ mod tests {
             place("/rustc/0f1e/library/core/src/num.rs"),
             ("library/core/src/num.rs".to_owned(), true)
         );
-        let registry = "/root/.cargo/registry/src/index.crates.io-1949/defmt-1.0.1/src/lib.rs";
+        let registry = "/home/me/.cargo/registry/src/index.crates.io-1949/defmt-1.0.1/src/lib.rs";
         assert_eq!(place(registry), ("defmt-1.0.1/src/lib.rs".to_owned(), true));
-        let sources = "/root/.rustup/lib/rustlib/src/rust/library/core/src/num.rs";
+        let sources = "/home/me/.rustup/lib/rustlib/src/rust/library/core/src/num.rs";
         assert_eq!(place(sources), ("library/core/src/num.rs".to_owned(), true));
         assert_eq!(place("/elsewhere/library/a.rs"), ("/elsewhere/library/a.rs".to_owned(), false));
     }

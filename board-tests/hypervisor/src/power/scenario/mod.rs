@@ -19,6 +19,7 @@ use super::{
     script::{Op, Record},
     secondary::Lost,
 };
+pub use crate::verdict::{ensure, fail, need};
 
 /// How long a script may take: QEMU may stand still for a while.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -110,36 +111,6 @@ impl<M: Machine> Stage<'_, M> {
 /// Knows no hypercall.
 fn no_call(frame: &mut Frame) {
     frame.set_status(H_FUNCTION);
-}
-
-/// Fails with the line of the caller unless `condition` holds.
-///
-/// # Errors
-/// `what`, as a failure.
-#[track_caller]
-pub fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
-    if condition { Ok(()) } else { fail(what) }
-}
-
-/// Fails with the line of the caller.
-///
-/// # Errors
-/// `what`, as a failure.
-#[track_caller]
-pub fn fail<T>(what: &'static str) -> Result<T, Failure> {
-    Err(Failure { what, error: None, line: core::panic::Location::caller().line() })
-}
-
-/// The value, if there is one.
-///
-/// # Errors
-/// `what`, as a failure.
-#[track_caller]
-pub fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure> {
-    match value {
-        Some(value) => Ok(value),
-        None => fail(what),
-    }
 }
 
 /// What came of a guest's turn.

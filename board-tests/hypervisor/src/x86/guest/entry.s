@@ -3,6 +3,7 @@
 # 0x10 its error code, 0x18 CR2, 0x20 and 0x28 scratch.
 
 .set CRASH, 2
+.set EMPTY, 3
 # Vectors whose exceptions push an error code: 8, 10 to 14, 17, 21, 29, 30.
 .set WITH_ERROR_CODE, 0x60227d00
 
@@ -116,9 +117,10 @@ x86_guest_poisoned_call:
     pop rbx
     ret
 
-# Executes WBINVD as a program of the guest's kernel: ends in an exception that leads back here.
-.global x86_guest_wbinvd_as_program
-x86_guest_wbinvd_as_program:
+# Executes an instruction as a program of the guest's kernel: ends in an exception that leads back here.
+.macro as_program name, instruction:vararg
+.global \name
+\name:
     mov rcx, rsp
     lea rax, [rip + 5f]
     mov gs:[0x00], rax
@@ -128,27 +130,14 @@ x86_guest_wbinvd_as_program:
     push 0x1b
     lea rax, [rip + 4f]
     push rax
+    mov eax, EMPTY
     iretq
-4:  wbinvd
+4:  \instruction
     ud2
 5:  mov rsp, rcx
     ret
+.endm
 
-# Executes VMMCALL as a program: likewise.
-.global x86_guest_call_as_program
-x86_guest_call_as_program:
-    mov rcx, rsp
-    lea rax, [rip + 5f]
-    mov gs:[0x00], rax
-    push 0x23
-    push rcx
-    push 2
-    push 0x1b
-    lea rax, [rip + 4f]
-    push rax
-    mov eax, 3
-    iretq
-4:  vmmcall
-    ud2
-5:  mov rsp, rcx
-    ret
+as_program x86_guest_wbinvd_as_program, wbinvd
+# With the number of a hypercall that does nothing.
+as_program x86_guest_call_as_program, vmmcall

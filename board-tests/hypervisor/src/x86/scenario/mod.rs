@@ -30,6 +30,7 @@ use super::{
     vm::{Image, Vm},
     vmcb::Vmcb,
 };
+pub use crate::verdict::{ensure, fail, need};
 
 /// How long a program may take: QEMU may stand still for a while.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -242,36 +243,6 @@ fn load(memory: GuestMemory, script: impl IntoIterator<Item = Op>) -> Result<u64
 #[track_caller]
 fn outcome(memory: GuestMemory, index: u64) -> Result<Outcome, Failure> {
     need(script::outcome(memory, index), "a script has fewer operations")
-}
-
-/// Fails with the line of the caller unless `condition` holds.
-///
-/// # Errors
-/// `what`, as a failure.
-#[track_caller]
-pub fn ensure(condition: bool, what: &'static str) -> Result<(), Failure> {
-    if condition { Ok(()) } else { fail(what) }
-}
-
-/// Fails with the line of the caller.
-///
-/// # Errors
-/// `what`, as a failure.
-#[track_caller]
-pub fn fail<T>(what: &'static str) -> Result<T, Failure> {
-    Err(Failure { what, error: None, line: core::panic::Location::caller().line() })
-}
-
-/// The value, if there is one.
-///
-/// # Errors
-/// `what`, as a failure.
-#[track_caller]
-pub fn need<T>(value: Option<T>, what: &'static str) -> Result<T, Failure> {
-    match value {
-        Some(value) => Ok(value),
-        None => fail(what),
-    }
 }
 
 /// Succeeds when the program ended by itself.
