@@ -285,11 +285,11 @@ impl<'g, B, T, const N: usize, const CPUS: usize> Seat<'g, B, T, N, CPUS> {
     }
 }
 
-impl<B, T, const N: usize, const CPUS: usize> Present<'_, '_, B, T, N, CPUS> {
+impl<'g, B, T, const N: usize, const CPUS: usize> Present<'_, 'g, B, T, N, CPUS> {
     /// What is beside a gate.
     #[inline]
     #[must_use]
-    pub fn beside(&self, index: usize) -> Option<&B> {
+    pub fn beside(&self, index: usize) -> Option<&'g B> {
         self.gates.places.get(index).map(|place| &place.beside)
     }
 
@@ -297,11 +297,19 @@ impl<B, T, const N: usize, const CPUS: usize> Present<'_, '_, B, T, N, CPUS> {
     #[inline]
     #[must_use]
     pub fn pass(&self, index: usize) -> Option<&T> {
-        let gate = &self.gates.places.get(index)?.gate;
+        self.look(index)?.1
+    }
+
+    /// What is beside a gate, and what is [behind it](Self::pass).
+    #[inline]
+    #[must_use]
+    pub fn look(&self, index: usize) -> Option<(&'g B, Option<&T>)> {
+        let place = self.gates.places.get(index)?;
         // SAFETY: `GateAt` gives exclusive access only after a grace period: it shuts the gate, orders that
         // before its loads of the marks, and waits for each CPU whose mark is odd. Our mark was stored before
         // this load, which finds the gate open. So it saw our mark, and waits until we are dropped.
-        unsafe { gate.pass(LOOK) }
+        let behind = unsafe { place.gate.pass(LOOK) };
+        Some((&place.beside, behind))
     }
 }
 

@@ -175,7 +175,7 @@ pub(crate) struct SlotState {
     pub(crate) poisoned: AtomicBool,
     /// A BAR was mapped since the context was made.
     pub(crate) leads_to_bars: AtomicBool,
-    /// A group was attached since the context was made, or is just being.
+    /// A group is attached, or just being.
     attached: AtomicBool,
     /// Every session that did not find that has ended.
     settled: AtomicBool,
@@ -208,7 +208,7 @@ impl SlotState {
     }
 
     /// Whether hardware may walk the tables now or before the caller's session ends. While this is `false`
-    /// nothing of them is cached, and whoever attaches the first group waits for the session: hardware will
+    /// nothing of them is cached, and whoever attaches a group then waits for the session: hardware will
     /// find what it has stored.
     #[inline]
     pub(crate) fn may_be_walked(&self) -> bool {
@@ -216,7 +216,7 @@ impl SlotState {
     }
 
     /// Notes that a group is about to be attached, and has `outlast` wait for sessions which may not have
-    /// found that; whether all have ended. Once is enough, also for groups that come later.
+    /// found that; whether all have ended. Once is enough, also for groups that come later, until none is left.
     pub(crate) fn attach(&self, outlast: impl FnOnce() -> bool) -> bool {
         if self.settled.load(Ordering::Acquire) {
             return true;
@@ -229,11 +229,17 @@ impl SlotState {
         settled
     }
 
+    /// Notes that hardware walks the tables no more and has forgotten them. No group is attached or about to be: the
+    /// caller sees to that, too.
+    pub(crate) fn rest(&self) {
+        self.settled.store(false, Ordering::Relaxed);
+        self.attached.store(false, Ordering::Release);
+    }
+
     /// Notes that a new context is in the slot.
     pub(crate) fn renew(&self) {
         self.leads_to_bars.store(false, Ordering::Relaxed);
-        self.attached.store(false, Ordering::Relaxed);
-        self.settled.store(false, Ordering::Relaxed);
+        self.rest();
     }
 
     /// Why a shut gate turns `handle` away.

@@ -1,6 +1,6 @@
 //! What a driver offers to hypercalls: entries that are replaced one guest page at a time.
 
-use portcullis_hal::{Access, DmaExtent, Iova, PhysAddr};
+use portcullis_hal::{Access, DmaExtent, IoPageSize, Iova, PhysAddr};
 
 use crate::{
     driver::{Driver, Outcome, Permit},
@@ -15,6 +15,33 @@ pub struct Exchanged {
     pub pages: u64,
     /// Those among them that lead somewhere now.
     pub mapping: u64,
+}
+
+/// Entries of one last-level table, each for one page. They stay where they are while the context lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// The first address that they map.
+    pub start: Iova,
+    /// Bytes that they map.
+    pub bytes: u64,
+    /// Size of the page of one entry.
+    pub page_size: IoPageSize,
+    /// What the driver finds the first of them by; the others follow one by one.
+    pub place: usize,
+}
+
+impl Leaf {
+    /// Which of the entries is that of the page that begins at `iova`.
+    #[inline(always)]
+    pub(crate) const fn number_of(&self, iova: Iova) -> Option<u64> {
+        // Below the first page the offset is larger than any table.
+        let offset = iova.as_u64().wrapping_sub(self.start.as_u64());
+        if offset < self.bytes && offset & (self.page_size.bytes() - 1) == 0 {
+            Some(offset >> self.page_size.shift())
+        } else {
+            None
+        }
+    }
 }
 
 /// A driver whose entries guests change themselves, through [`Session`](crate::Session)s.
@@ -54,14 +81,16 @@ pub trait EntryDriver: Driver {
         removals: &mut R,
     ) -> Result<(), Error>;
 
-    /// As [`exchange`](Self::exchange), for a page of one entry whose table exists: where the entry led. `None` when it is
-    /// not so, or in any doubt: nothing changed.
-    fn exchange_one(
+    /// The last-level table that holds the entry for `iova`, if hypercalls may change that entry and the table exists.
+    fn leaf(&self, context: &Self::Context, iova: Iova) -> Option<Leaf>;
+
+    /// As [`exchange`](Self::exchange), for the entry at `place` of a [leaf](Self::leaf) of this context, and a page that
+    /// begins at a multiple of its size: where the entry led. `None` where it cannot lead there: nothing changed.
+    fn exchange_at(
         &self,
         permit: &Permit,
         context: &Self::Context,
-        iova: Iova,
-        bytes: u64,
+        place: usize,
         new: Option<(DmaExtent, Access)>,
     ) -> Option<Option<PhysAddr>>;
 

@@ -35,7 +35,7 @@ pub use claim::{Claim, QuiescedGroup};
 pub use coherency::{Because, Coherency, Notice};
 pub use context::ContextHandle;
 pub use driver::{Aperture, Debts, Driver, Outcome, PageSizes, Permit, Run, Target};
-pub use entries::{EntryDriver, Exchanged};
+pub use entries::{EntryDriver, Exchanged, Leaf};
 pub use error::Error;
 pub use event::Event;
 pub use external::{ExternalUser, Trusted};
@@ -47,4 +47,4 @@ pub use memory::{Owed, REGIONS, RegionHandle, RegionInfo, RegionPart, SeenRegion
 pub use ownership::{Owner, UserId};
 pub use policy::Iommu;
 pub use removals::{Removals, Unheard};
-pub use session::{Inside, Seat, Session};
+pub use session::{Inside, LeafEntry, LeafTable, Seat, Session};

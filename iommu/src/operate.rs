@@ -14,8 +14,8 @@ use crate::{
     driver::{Driver, Outcome, Permit, Target},
     error::Error,
     group::{GroupId, VmId},
-    ownership::{Answer, Effect, Operation, Request, Step, UserId, Yield},
-    policy::{Control, Iommu},
+    ownership::{Answer, Effect, Operation, Ownership, Request, Step, UserId, Yield},
+    policy::{Control, Iommu, MAX_USERS},
 };
 
 /// A gate with nobody behind it, or the right to it when somebody stays.
@@ -127,7 +127,11 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     fn finish(&self, operation: &mut Operation, subject: Option<VmId>, effect: Effect, answer: Answer) {
         let mut control = self.control.lock();
         self.describe(&mut control, effect, answer);
+        let left = left_by(&control.ownership, effect);
         control.ownership.finish(operation, answer);
+        if let Some(context) = left {
+            self.rest(&control, context);
+        }
         control.log.did(effect, answer);
         self.publish(&control, effect);
         self.renew(&control, subject);
@@ -150,6 +154,15 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         let Some(entered) = self.slot(context).and_then(|slot| slot.0.enter()) else { return };
         if let Some(context_inside) = entered.as_ref() {
             control.ownership.set_coherency(context, self.driver.coherency(&context_inside.tables));
+        }
+    }
+
+    /// Lets sessions see that hardware walks a context no more, if so. Under the lock nobody else begins to attach.
+    fn rest(&self, control: &Control<GROUPS, CONTEXTS>, context: usize) {
+        if !control.ownership.is_walked(context)
+            && let Some(slot) = self.slot(context)
+        {
+            slot.state().rest();
         }
     }
 
@@ -251,6 +264,17 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
             Some(context) => self.end_tables(context).map_or_else(Answer::Failed, |()| Answer::Done),
             None => Answer::Done,
         }
+    }
+}
+
+/// The context of a group before an effect that may take the group out of there.
+fn left_by<const GROUPS: usize, const CONTEXTS: usize>(
+    ownership: &Ownership<GROUPS, CONTEXTS, MAX_USERS>,
+    effect: Effect,
+) -> Option<usize> {
+    match effect {
+        Effect::Block { group } | Effect::Switch { group, .. } => ownership.slot_of(group),
+        _ => None,
     }
 }
 

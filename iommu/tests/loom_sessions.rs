@@ -14,8 +14,8 @@ use loom::{
 };
 use portcullis_fake::{dma::extent, obedient::ObedientFunctions};
 use portcullis_hal::{Access, GuestPhysAddr, GuestPhysRange, Iova};
-use portcullis_iommu::{Coherency, ContextHandle, Error, RegionHandle, pci::Method};
-use small::{EMPTY, PAGE, Policy, Stopped, VM, attached, cpu, machine};
+use portcullis_iommu::{Claim, Coherency, ContextHandle, Error, QuiescedGroup, RegionHandle, pci::Method};
+use small::{EMPTY, PAGE, Policy, Small, Stopped, VM, attached, cpu, machine};
 
 /// A host page.
 const OLD: u32 = 7;
@@ -171,23 +171,40 @@ fn l09_the_memory_of_a_dead_vm_is_released_when_no_session_uses_it() {
     });
 }
 
+fn quiesced(claim: &mut Claim<'_, Small, 1, 2>) -> QuiescedGroup {
+    let proof = claim.quiesce(&ObedientFunctions, &Stopped, Method::BusMasterOff, Duration::from_millis(1));
+    proof.expect("a proof")
+}
+
+/// A device joins the context while a session changes its entry: what it may have cached of the old one was killed.
+fn joined_during_a_session(had_left: bool) {
+    let (iommu, group) = machine();
+    let context = iommu.create_context(VM, &Coherency::Coherent).expect("a context");
+    register(&iommu);
+    let mut claim = iommu.claim(VM, group).expect("a claim");
+    if had_left {
+        let proof = quiesced(&mut claim);
+        claim.attach(context, proof).expect("nobody is inside");
+        claim.detach().expect("a detach");
+    }
+    assert_eq!(put(&iommu, context, false), Ok(()));
+    let (before, proof) = (iommu.driver().flushed.load(Relaxed), quiesced(&mut claim));
+    let other = cpu(&iommu, move |iommu| served(iommu, context, true));
+    let joined = claim.attach(context, proof);
+    assert!(other.join().expect("no panic"));
+    let killed = iommu.driver().flushed.load(Relaxed) > before;
+    if joined.is_ok() && !killed {
+        assert_eq!(iommu.driver().found.load(Relaxed), OLD, "the device may have cached the old entry");
+    }
+    std::mem::forget(claim);
+}
+
 #[test]
 fn l10_a_session_that_kills_nothing_has_stored_before_the_first_device_joins() {
-    bounded(3, || {
-        let (iommu, group) = machine();
-        let context = iommu.create_context(VM, &Coherency::Coherent).expect("a context");
-        register(&iommu);
-        assert_eq!(put(&iommu, context, false), Ok(()));
-        let mut claim = iommu.claim(VM, group).expect("a claim");
-        let proof =
-            claim.quiesce(&ObedientFunctions, &Stopped, Method::BusMasterOff, Duration::from_millis(1));
-        let other = cpu(&iommu, move |iommu| served(iommu, context, true));
-        let joined = claim.attach(context, proof.expect("a proof"));
-        assert!(other.join().expect("no panic"));
-        let killed = iommu.driver().flushed.load(Relaxed) > 0;
-        if joined.is_ok() && !killed {
-            assert_eq!(iommu.driver().found.load(Relaxed), OLD, "the device may have cached the old entry");
-        }
-        std::mem::forget(claim);
-    });
+    bounded(3, || joined_during_a_session(false));
+}
+
+#[test]
+fn l10_a_session_that_kills_nothing_has_stored_before_a_device_joins_after_the_last_one_left() {
+    bounded(3, || joined_during_a_session(true));
 }

@@ -1,7 +1,7 @@
 //! Security contexts of this driver: one window, one tree of tables.
 
-use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, PhysAddr, TableMemory, sync::AtomicU64};
-use portcullis_iommu::{Aperture, Error, PageSizes};
+use portcullis_hal::{IoPageSize, Iova, IovaRange, PagePool, PhysAddr, TableMemory};
+use portcullis_iommu::{Aperture, Error, Leaf, PageSizes};
 
 use crate::{
     firmware::WindowNumber,
@@ -128,24 +128,19 @@ impl Context {
         self.page_mask + 1
     }
 
-    /// The cell of the one entry of a range that is one page before the first MSI, and leads to `page`; `None` where it is
-    /// not so, or the table is missing.
-    #[inline(always)]
-    pub(crate) fn single<'p, M: TableMemory>(
-        &self,
-        pool: &'p PagePool<M>,
-        iova: Iova,
-        bytes: u64,
-        page: PhysAddr,
-    ) -> Option<&'p AtomicU64> {
+    /// The entries of the last-level table that holds the one for `iova`, as far as they are those of the window before
+    /// the first MSI; `None` where `iova` is not there, or the table is missing.
+    pub(crate) fn leaf<M: TableMemory>(&self, pool: &PagePool<M>, iova: Iova) -> Option<Leaf> {
         let offset = iova.as_u64().wrapping_sub(self.range.start().as_u64());
-        if bytes != self.page_bytes() || offset >= self.plain_bytes {
+        if offset >= self.plain_bytes {
             return None;
         }
-        if (offset | page.as_u64()) & self.page_mask != 0 {
-            return None;
-        }
-        self.table.cell(pool, self.first_entry + (offset >> self.page_size().shift()))
+        let (page_size, page_shift) = (self.page_size(), self.page_size().shift());
+        let leaf = self.table.whole_leaf(pool, self.first_entry + (offset >> page_shift))?;
+        let end = self.first_entry + (self.plain_bytes >> page_shift);
+        let leaf = leaf.within(self.first_entry, end)?;
+        let start = self.range.start().as_u64() + ((leaf.first - self.first_entry) << page_shift);
+        Some(Leaf { start: Iova::new(start), bytes: leaf.count << page_shift, page_size, place: leaf.place })
     }
 
     /// The entries of a range that can be mapped, to memory from `page` on. What lies in the window lies in the tree, too: its

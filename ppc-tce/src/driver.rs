@@ -145,7 +145,7 @@ where
 
     /// The entry for the first page of an extent.
     #[inline]
-    pub(crate) fn leaf(&self, extent: DmaExtent, access: Access) -> Result<Tce, Error> {
+    pub(crate) fn tce(&self, extent: DmaExtent, access: Access) -> Result<Tce, Error> {
         let address = extent.start().as_u64().wrapping_add(extent.bytes() - 1);
         if address > self.last_real {
             return Err(Error::PhysicalTooWide { address });

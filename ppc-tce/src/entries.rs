@@ -1,7 +1,7 @@
 //! Entries that guests change by hypercalls.
 
 use portcullis_hal::{Access, CacheMaintenance, Clock, DmaExtent, Iova, PhysAddr, RegisterIo, TableMemory};
-use portcullis_iommu::{EntryDriver, Error, Exchanged, Outcome, Permit, Removals};
+use portcullis_iommu::{EntryDriver, Error, Exchanged, Leaf, Outcome, Permit, Removals};
 
 use crate::{context::Context, driver::TceIommu, firmware::Firmware, spec::tce::Tce, table::put};
 
@@ -34,27 +34,30 @@ where
     ) -> Result<(), Error> {
         let (entries, tce) = match new {
             Some((extent, access)) => {
-                (context.entries(iova, bytes, extent.start())?, self.leaf(extent, access)?)
+                (context.entries(iova, bytes, extent.start())?, self.tce(extent, access)?)
             }
             None => (context.entries_to_empty(iova, bytes)?, Tce::EMPTY),
         };
         context.table.replace(&self.pool, entries, tce, removals)
     }
 
+    fn leaf(&self, context: &Context, iova: Iova) -> Option<Leaf> {
+        context.leaf(&self.pool, iova)
+    }
+
     #[inline(always)]
-    fn exchange_one(
+    fn exchange_at(
         &self,
         _: &Permit,
-        context: &Context,
-        iova: Iova,
-        bytes: u64,
+        _: &Context,
+        place: usize,
         new: Option<(DmaExtent, Access)>,
     ) -> Option<Option<PhysAddr>> {
-        let (page, tce) = match new {
-            Some((extent, access)) => (extent.start(), self.leaf(extent, access).ok()?),
-            None => (PhysAddr::new(0), Tce::EMPTY),
+        let tce = match new {
+            Some((extent, access)) => self.tce(extent, access).ok()?,
+            None => Tce::EMPTY,
         };
-        let old = put(context.single(&self.pool, iova, bytes, page)?, tce);
+        let old = put(self.pool.memory().cells().get(place)?, tce);
         Some(old.is_valid().then(|| old.address()))
     }
 
@@ -116,6 +119,6 @@ where
     #[inline(always)]
     fn page(&self, context: &Context, extent: DmaExtent, access: Access) -> Option<Tce> {
         let in_page = extent.start().as_u64() & (context.page_bytes() - 1);
-        if in_page != 0 { None } else { self.leaf(extent, access).ok() }
+        if in_page != 0 { None } else { self.tce(extent, access).ok() }
     }
 }

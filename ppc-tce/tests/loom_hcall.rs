@@ -81,8 +81,19 @@ impl Machine {
 
     /// What a call of one virtual CPU comes to in real mode.
     fn call(self, cpu: usize, number: u64, tce: u64, count: u64) -> Reply {
+        self.call_of(&mut Vcpu::new(VM), cpu, number, [tce, count])
+    }
+
+    fn call_of(self, vcpu: &mut Vcpu<'static>, cpu: usize, number: u64, [tce, count]: [u64; 2]) -> Reply {
         let mut seat = self.iommu.seat(cpu).expect("a seat");
-        self.calls.call::<RealMode>(&mut seat, &mut Vcpu::new(VM), number, [LIOBN, 0, tce, count])
+        self.calls.call::<RealMode>(&mut seat, vcpu, number, [LIOBN, 0, tce, count])
+    }
+
+    /// A virtual CPU that knows where the entry is.
+    fn knowing(self) -> Vcpu<'static> {
+        let mut vcpu = Vcpu::new(VM);
+        assert_eq!(self.call_of(&mut vcpu, 1, opcode::PUT_TCE, [0, 0]).status(), 0);
+        vcpu
     }
 
     fn put(self, cpu: usize, tce: u64) -> bool {
@@ -154,7 +165,10 @@ fn d65_what_is_put_while_a_table_is_connected_is_in_the_table() {
 fn d66_a_group_that_is_revoked_during_a_call_leaves_no_count_and_no_entry() {
     check(3, || {
         let machine = connected();
-        let other = machine.on_another_cpu(|machine| machine.put(1, MAPPED));
+        let mut vcpu = machine.knowing();
+        let other = machine.on_another_cpu(move |machine| {
+            machine.call_of(&mut vcpu, 1, opcode::PUT_TCE, [MAPPED, 0]).status() == 0
+        });
         let ended = machine.iommu.revoke(VM, machine.group, drop, &Stopped, Duration::MAX);
         assert_eq!(ended, Ok(()));
         let put = other.join().expect("no panic");
@@ -162,5 +176,25 @@ fn d66_a_group_that_is_revoked_during_a_call_leaves_no_count_and_no_entry() {
         let left = machine.iommu.driver().left.load(Relaxed);
         assert!([EMPTY, HOST].contains(&left));
         assert!(machine.put(0, 0), "the window goes on without it");
+    });
+}
+
+#[test]
+fn d68_a_call_that_begins_where_the_last_one_was_touches_no_window_that_is_removed() {
+    check(3, || {
+        let machine = connected();
+        let mut vcpu = machine.knowing();
+        let other = machine.on_another_cpu(move |machine| {
+            machine.call_of(&mut vcpu, 1, opcode::PUT_TCE, [MAPPED, 0]).status() == 0
+        });
+        let mut seat = machine.iommu.seat(0).expect("a seat");
+        let patience = Patience { clock: &Stopped, limit: Duration::MAX };
+        let removed = machine.calls.remove(&mut seat, VM, Liobn(LIOBN as u32), patience);
+        drop(seat);
+        other.join().expect("no panic");
+        assert_eq!(removed, Ok(()));
+        assert_eq!(machine.counted(), 0);
+        let found = machine.iommu.iova_to_phys(machine.context, Iova::new(0)).expect("a context");
+        assert!(found.is_none(), "an entry that nobody takes out any more");
     });
 }

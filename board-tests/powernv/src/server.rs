@@ -38,7 +38,7 @@ pub(crate) struct Server<'b> {
 }
 
 /// One CPU's part.
-struct Turn<'b>(UnsafeCell<(Seat<'b, Driver>, Vcpu)>);
+struct Turn<'b>(UnsafeCell<(Seat<'b, Driver>, Vcpu<'b>)>);
 
 // SAFETY: a turn is used by its own CPU while its guest waits for a hypercall, and by nobody else.
 unsafe impl Sync for Server<'_> {}

@@ -106,6 +106,12 @@ impl RegionPart<'_> {
         self.alignment & bytes.wrapping_sub(1) == 0
     }
 
+    /// Whether it is one page of so many bytes, a power of two.
+    #[inline(always)]
+    pub(crate) const fn is_page_of(&self, bytes: u64) -> bool {
+        self.extent.bytes() == bytes && self.extent.start().as_u64() & bytes.wrapping_sub(1) == 0
+    }
+
     /// The largest page of the region.
     #[must_use]
     pub fn page_size(&self) -> IoPageSize {
@@ -150,6 +156,25 @@ impl<const N: usize, const CPUS: usize> RegisteredMemory<N, CPUS> {
         }
         self.find(*vm, start, |slot| self.look_at(slot, found, vm, guest))
             .ok_or_else(|| self.why_not(*vm, guest))
+    }
+
+    /// The page that begins at `guest`, if it is in the region in slot `slot`, which is open and made of such pages.
+    #[inline(always)]
+    pub(crate) fn page_at<'a>(
+        &'a self,
+        slot: u32,
+        vm: &'a VmId,
+        guest: GuestPhysAddr,
+        size: IoPageSize,
+    ) -> Option<RegionPart<'a>> {
+        let (start, extent) = self.regions.get(slot as usize)?.look(false, *vm)?;
+        let alignment = region::alignment(start, extent);
+        if (alignment | guest.as_u64()) & (size.bytes() - 1) != 0 {
+            return None;
+        }
+        // Below the region the offset is larger than any region.
+        let extent = extent.part(guest.as_u64().wrapping_sub(start), size.bytes())?;
+        Some(RegionPart { session: vm, extent, alignment, slot })
     }
 
     /// The region in slot `slot`, if it holds `guest`.

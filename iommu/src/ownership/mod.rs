@@ -74,7 +74,7 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
     fn users_of(&self, context: usize) -> u32 {
         let uses = |group: &&Group| {
             let bars = group.bar_mappings.iter().any(|mapping| mapping.context == context);
-            bars || group.context == Some(context) || group.next == Some(context)
+            bars || group.reaches(context)
         };
         self.groups.iter().filter(uses).count() as u32
     }

@@ -7,8 +7,8 @@ use super::{
     Ownership,
     operation::{Hold, ReferenceNumber, Request},
     state::{
-        Announced, ContextState, Group, Health, Life, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Reserved,
-        Tenancy, UserId, Work,
+        Announced, ContextState, Group, Health, Life, MAX_GRANTS, MAX_RESERVED, Notified, Owner, Poison,
+        Reserved, Tenancy, UserId, Work,
     },
 };
 use crate::{
@@ -141,6 +141,19 @@ impl<const GROUPS: usize, const CONTEXTS: usize, const USERS: usize> Ownership<G
     /// [`Error::UnknownGroup`].
     pub fn context_of(&self, group: GroupId) -> Result<Option<ContextHandle>, Error> {
         Ok(self.group(group)?.context.and_then(|context| self.handle_of(context)))
+    }
+
+    /// The slot of the context that a group is attached to.
+    #[must_use]
+    pub fn slot_of(&self, group: GroupId) -> Option<usize> {
+        self.group(group).ok()?.context
+    }
+
+    /// Whether hardware may walk the tables of a context, or is about to.
+    #[must_use]
+    pub fn is_walked(&self, context: usize) -> bool {
+        let poisoned = self.contexts.get(context).is_some_and(|state| state.poisoned == Poison::Reachable);
+        poisoned || self.groups.iter().any(|group| group.reaches(context))
     }
 
     /// Whether a hold is of the present ownership.

@@ -142,6 +142,13 @@ pub struct Group {
     pub(super) announced: Announced,
 }
 
+impl Group {
+    /// Whether it is attached to a context, or about to be.
+    pub(super) fn reaches(&self, context: usize) -> bool {
+        self.context == Some(context) || self.next == Some(context)
+    }
+}
+
 /// Whether the devices of a group were quiesced for their present owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) enum Quiet {

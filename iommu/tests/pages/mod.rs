@@ -5,22 +5,24 @@ use std::{
     collections::BTreeMap,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 pub(crate) use portcullis_fake::memory::extent;
 use portcullis_hal::{
-    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, Iova, IovaRange, PhysAddr, PhysRange,
-    TimedOut,
+    Access, DeviceId, DmaExtent, GuestPhysAddr, GuestPhysRange, IoPageSize, Iova, IovaRange, PhysAddr,
+    PhysRange, TimedOut,
 };
 use portcullis_iommu::{
-    Aperture, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Exchanged, Fault, Iommu, Outcome,
-    PageSizes, Permit, Removals, Run, Target, VmId, driver::TablesChanged,
+    Aperture, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Exchanged, Fault, Iommu, Leaf,
+    Outcome, PageSizes, Permit, Removals, Run, Target, VmId, driver::TablesChanged,
 };
 
 pub(crate) const PAGE: u64 = 4096;
 pub(crate) const LARGE: u64 = 2 << 20;
+/// What the entries of one table map.
+pub(crate) const LEAF: u64 = 8 * PAGE;
 pub(crate) const DEAD: Error = Error::Timeout(TimedOut { register: 0x88, bits: 1 });
 pub(crate) const VM: VmId = VmId(1);
 pub(crate) const OTHER: VmId = VmId(2);
@@ -34,6 +36,8 @@ pub(crate) struct Pages {
     pub(crate) dead: AtomicBool,
     /// New mappings are not confirmed.
     pub(crate) deaf: AtomicBool,
+    /// Kills that sessions have asked for.
+    pub(crate) kills: AtomicU64,
     /// Called in the middle of a map, before anything is stored.
     pub(crate) on_map: Hook,
     /// Called in the middle of a flush.
@@ -230,22 +234,24 @@ impl EntryDriver for Pages {
         Ok(())
     }
 
-    /// One page of 4 KiB.
-    fn exchange_one(
+    /// Tables of eight pages of 4 KiB.
+    fn leaf(&self, _: &Tables, iova: Iova) -> Option<Leaf> {
+        let start = iova.as_u64() & !(LEAF - 1);
+        let place = (start / PAGE) as usize;
+        Some(Leaf { start: Iova::new(start), bytes: LEAF, page_size: IoPageSize::SIZE_4K, place })
+    }
+
+    fn exchange_at(
         &self,
         _: &Permit,
         tables: &Tables,
-        iova: Iova,
-        bytes: u64,
+        place: usize,
         new: Option<(DmaExtent, Access)>,
     ) -> Option<Option<PhysAddr>> {
-        if bytes != PAGE {
-            return None;
-        }
-        let mut entries = tables.lock();
+        let (mut entries, iova) = (tables.lock(), place as u64 * PAGE);
         let old = match new {
-            Some((to, _)) => entries.insert(iova.as_u64(), (to.start().as_u64(), PAGE)),
-            None => entries.remove(&iova.as_u64()),
+            Some((to, _)) => entries.insert(iova, (to.start().as_u64(), PAGE)),
+            None => entries.remove(&iova),
         };
         Some(old.map(|(phys, _)| PhysAddr::new(phys)))
     }
@@ -259,6 +265,7 @@ impl EntryDriver for Pages {
     }
 
     fn kill(&self, _: &Permit, _: &Tables) -> Outcome {
+        self.kills.fetch_add(1, Ordering::Relaxed);
         self.outcome()
     }
 }

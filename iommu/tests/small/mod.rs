@@ -18,11 +18,12 @@ use loom::{
 };
 use portcullis_fake::obedient::ObedientFunctions;
 use portcullis_hal::{
-    Access, Clock, DeviceId, DmaExtent, Iova, IovaRange, PhysAddr, PhysRange, RequesterId, Segment,
+    Access, Clock, DeviceId, DmaExtent, IoPageSize, Iova, IovaRange, PhysAddr, PhysRange, RequesterId,
+    Segment,
 };
 use portcullis_iommu::{
     Aperture, Claim, Coherency, ContextHandle, Debts, Driver, EntryDriver, Error, Fault, GroupId, Iommu,
-    Outcome, PageSizes, Permit, Removals, Target, VmId, pci::Method,
+    Leaf, Outcome, PageSizes, Permit, Removals, Target, VmId, pci::Method,
 };
 
 pub(crate) const VM: VmId = VmId(1);
@@ -196,12 +197,15 @@ impl EntryDriver for Small {
         Ok(())
     }
 
-    fn exchange_one(
+    fn leaf(&self, _: &Tables, _: Iova) -> Option<Leaf> {
+        Some(Leaf { start: Iova::new(0), bytes: PAGE, page_size: IoPageSize::SIZE_4K, place: 0 })
+    }
+
+    fn exchange_at(
         &self,
         _: &Permit,
         tables: &Tables,
-        _: Iova,
-        _: u64,
+        _: usize,
         new: Option<(DmaExtent, Access)>,
     ) -> Option<Option<PhysAddr>> {
         let entry = new.map_or(EMPTY, |(extent, _)| (extent.start().as_u64() / PAGE) as u32);

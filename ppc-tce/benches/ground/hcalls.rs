@@ -26,7 +26,7 @@ type Calls = Hypercalls<'static, Driver, Donated, FakeMemory, 32, 32, 8>;
 pub struct Caller {
     calls: Calls,
     seat: Seat<'static, Driver>,
-    vcpu: Vcpu,
+    vcpu: Vcpu<'static>,
     memory: FakeMemory,
 }
 

@@ -18,6 +18,7 @@ mod connected;
 mod error;
 mod get;
 mod indirect;
+mod lately;
 mod put;
 mod remove;
 mod reply;
@@ -124,7 +125,7 @@ where
     pub fn call<N: Mode>(
         &self,
         seat: &mut Seat<'i, D, GROUPS, CONTEXTS, CPUS>,
-        vcpu: &mut Vcpu,
+        vcpu: &mut Vcpu<'i>,
         number: u64,
         arguments: [u64; 4],
     ) -> Reply {

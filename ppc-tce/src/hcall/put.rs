@@ -1,18 +1,19 @@
 //! H_PUT_TCE.
 
-use portcullis_hal::{GuestMemory, GuestPhysAddr, GuestPhysRange, Iova, TableMemory};
-use portcullis_iommu::{EntryDriver, Error, Inside, RegionPart, Session};
+use portcullis_hal::{GuestMemory, GuestPhysAddr, GuestPhysRange, TableMemory};
+use portcullis_iommu::{EntryDriver, Error, RegionPart, Session};
 
 use super::{
     Hypercalls, Vcpu,
     connected::{Connected, Span, unconfirmed},
+    lately::Whole,
     reply::{Mode, Stop, Why},
     spec::{GuestTce, Status},
     view::{Entry, View, Word},
 };
 
-impl<D, V, M, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize, const WINDOWS: usize>
-    Hypercalls<'_, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>
+impl<'i, D, V, M, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize, const WINDOWS: usize>
+    Hypercalls<'i, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>
 where
     D: EntryDriver,
     V: TableMemory,
@@ -23,47 +24,33 @@ where
     #[inline(never)]
     pub(super) fn put_tce<N: Mode>(
         &self,
-        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
-        vcpu: &mut Vcpu,
-        [liobn, ioba, tce, _]: [u64; 4],
+        session: &Session<'_, 'i, D, GROUPS, CONTEXTS, CPUS>,
+        vcpu: &mut Vcpu<'i>,
+        arguments: [u64; 4],
     ) -> Result<(), Stop> {
-        match self.put_usual(session, vcpu, [liobn, ioba, tce]) {
+        match self.put_usual(session, vcpu, arguments) {
             Some(put) => put,
-            None => self.put_any::<N>(session, vcpu, [liobn, ioba, tce]),
+            None => self.put_any::<N>(session, vcpu, arguments),
         }
     }
 
-    /// The usual call: everything is where the last one found it, behind the window stands one hardware table with pages
-    /// as large as the guest's, and no other CPU is at the entry. `None` in any doubt: nothing changed.
+    /// The usual call: behind the window stands one hardware table with pages as large as the guest's, no table is missing,
+    /// the region is the one of the last call, and no other CPU is at the entry. `None` in any doubt: nothing changed.
     #[inline(always)]
     fn put_usual(
         &self,
-        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
-        vcpu: &Vcpu,
-        [liobn, ioba, tce]: [u64; 3],
+        session: &Session<'_, 'i, D, GROUPS, CONTEXTS, CPUS>,
+        vcpu: &mut Vcpu<'i>,
+        [liobn, ioba, tce, _]: [u64; 4],
     ) -> Option<Result<(), Stop>> {
-        let slot = self.hinted(vcpu, liobn)?;
-        let (table, tce) = (slot.table(), GuestTce::new(tce));
-        let index = table.window.one(ioba)?;
-        let bytes = table.window.page_bytes();
-        let inside = session.entries_of(slot.only()?)?;
-        let page = match tce.maps() {
-            true => Some(usual_page(session, &inside, vcpu.region_hint, tce, bytes)?),
-            false => None,
-        };
-        let entry = table.view.entry(&self.pool, index)?;
-        let before = entry.try_take()?;
-        let write = || entry.write(tce.as_u64(), Word::of(tce));
-        if page.is_none() && !before.is_live() {
-            write();
-            return Some(Ok(()));
+        let entry = self.whole_entry(session, vcpu, liobn, ioba)?;
+        let tce = GuestTce::new(tce);
+        if !tce.maps() {
+            return entry.replace(session, tce, None);
         }
-        let new = page.as_ref().map(|page| (page, tce.access()));
-        let replaced = session.replace(&inside, Iova::new(ioba), bytes, new, write);
-        if replaced.is_none() {
-            entry.give(before);
-        }
-        replaced.map(|killed| killed.map_err(unconfirmed))
+        let address = GuestPhysAddr::new(tce.address());
+        let page = session.page(vcpu.region_hint, address, entry.hardware.page_size())?;
+        entry.replace(session, tce, Some(&page))
     }
 
     /// Any call.
@@ -71,9 +58,9 @@ where
     #[inline(never)]
     fn put_any<N: Mode>(
         &self,
-        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
-        vcpu: &mut Vcpu,
-        [liobn, ioba, tce]: [u64; 3],
+        session: &Session<'_, 'i, D, GROUPS, CONTEXTS, CPUS>,
+        vcpu: &mut Vcpu<'i>,
+        [liobn, ioba, tce, _]: [u64; 4],
     ) -> Result<(), Stop> {
         let slot = self.find(vcpu, liobn)?;
         let table = slot.table();
@@ -134,20 +121,27 @@ where
     }
 }
 
-/// The page that an entry of the usual call leads to, if the hardware table can map it.
-#[inline(always)]
-fn usual_page<'s, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
-    session: &'s Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
-    inside: &Inside<'_, D>,
-    hint: u32,
-    tce: GuestTce,
-    bytes: u64,
-) -> Option<RegionPart<'s>> {
-    if tce.address() & (bytes - 1) != 0 {
-        return None;
+impl<D: EntryDriver> Whole<'_, D> {
+    /// Takes the entry, changes it, kills, counts out. `None` where another CPU has it, or it cannot lead there.
+    #[inline(always)]
+    fn replace<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(
+        &self,
+        session: &Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
+        tce: GuestTce,
+        page: Option<&RegionPart<'_>>,
+    ) -> Option<Result<(), Stop>> {
+        let before = self.view.try_take()?;
+        let write = || self.view.write(tce.as_u64(), Word::of(tce));
+        if page.is_none() && !before.is_live() {
+            write();
+            return Some(Ok(()));
+        }
+        let replaced = session.replace(&self.hardware, page.map(|page| (page, tce.access())), write);
+        if replaced.is_none() {
+            self.view.give(before);
+        }
+        replaced.map(|killed| killed.map_err(unconfirmed))
     }
-    let guest = GuestPhysRange::new(GuestPhysAddr::new(tce.address()), bytes).ok()?;
-    session.memory_at(hint, guest).filter(|page| page.fits_pages_of(session.page_bytes(inside)))
 }
 
 /// The host memory behind guest pages; `hint` is the slot of the region used last.

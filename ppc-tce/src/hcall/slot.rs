@@ -4,6 +4,8 @@
 //! each session has ended that may have seen the old one. So a slot that was seen open stays what it is while the
 //! session lives.
 
+use core::num::NonZeroU64;
+
 use const_fn::const_fn;
 use portcullis_hal::{
     array_of,
@@ -22,8 +24,16 @@ const OPEN: u64 = 1;
 /// Bits of the state that say behind which place none is in use.
 const USED_SHIFT: u32 = 1;
 const USED: u64 = 7;
-/// What one change adds to the state.
+/// The changes of all slots are numbered from this bit of the state on.
 const CHANGE: u64 = 1 << 8;
+
+/// The number of the next change. No two states are equal, of whatever slots: what was found in one state is as good as
+/// new while that state lasts. The model checker need not see it: no order rests on it.
+static CHANGES: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(CHANGE);
+
+/// The state of a slot that was found open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opened(NonZeroU64);
 
 /// A LIOBN, the number by which a guest names a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,8 +96,22 @@ impl Slot {
     /// Whether the slot is open, and the one of this key: for the data plane.
     #[inline(always)]
     pub(super) fn is_opened(&self, key: u64) -> bool {
+        self.opened(key).is_some()
+    }
+
+    /// The state of the slot, if it is open and the one of this key.
+    #[inline(always)]
+    pub(super) fn opened(&self, key: u64) -> Option<Opened> {
         // In this order: the slot may have changed hands before the state was read, but not since.
-        self.state.load(LOOK) & OPEN != 0 && self.key.load(Ordering::Relaxed) == key
+        let state = self.state.load(LOOK);
+        let found = state & OPEN != 0 && self.key.load(Ordering::Relaxed) == key;
+        if found { NonZeroU64::new(state).map(Opened) } else { None }
+    }
+
+    /// Whether everything about the slot is as it was when it was found so.
+    #[inline(always)]
+    pub(super) fn is_still(&self, opened: Opened) -> bool {
+        self.state.load(LOOK) == opened.0.get()
     }
 
     /// The context behind the window that calls change, if it is in the first place and no other is in use.
@@ -163,9 +187,8 @@ impl Slot {
     fn change(&self, open: u64) {
         let used = self.places.iter().rposition(|place| place.handle().is_some());
         let used = used.map_or(0, |last| last as u64 + 1);
-        let state = self.state.load(Ordering::Relaxed);
-        let next = state.wrapping_add(CHANGE) & !(CHANGE - 1) | used << USED_SHIFT | open;
-        self.state.swap(next, Ordering::SeqCst);
+        let change = CHANGES.fetch_add(CHANGE, core::sync::atomic::Ordering::Relaxed);
+        self.state.swap(change | used << USED_SHIFT | open, Ordering::SeqCst);
     }
 
     /// Makes a slot free that was closed, and at which nobody looks any more.

@@ -22,7 +22,7 @@ pub const LIST_BYTES: u64 = 4096;
 /// What a call returns in r3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[repr(i64)]
+#[repr(i8)]
 #[non_exhaustive]
 pub enum Status {
     /// H_SUCCESS.

@@ -2,12 +2,12 @@
 
 use portcullis_iommu::VmId;
 
-use super::{slot::Liobn, spec::LIST_ENTRIES};
+use super::{lately::Lately, slot::Liobn, spec::LIST_ENTRIES};
 
 /// Scratch of one virtual CPU, donated by the hypervisor: a page for lists, the cursor of a call that goes on, and where
 /// the last call found things.
 #[derive(Debug)]
-pub struct Vcpu {
+pub struct Vcpu<'i> {
     vm: VmId,
     pub(super) list: [u64; LIST_ENTRIES],
     cursor: Option<Cursor>,
@@ -15,6 +15,8 @@ pub struct Vcpu {
     pub(super) window_hint: u32,
     /// Slot of the region used last.
     pub(super) region_hint: u32,
+    /// Tables in which the last H_PUT_TCE changed an entry.
+    pub(super) lately: Option<Lately<'i>>,
 }
 
 /// An H_STUFF_TCE as the guest made it.
@@ -42,11 +44,11 @@ pub(super) struct Progress {
     pub(super) cleared: u64,
 }
 
-impl Vcpu {
+impl Vcpu<'_> {
     /// Scratch of a virtual CPU of `vm`. What it calls can touch nothing but what belongs to that VM.
     #[must_use]
     pub const fn new(vm: VmId) -> Self {
-        Self { vm, list: [0; LIST_ENTRIES], cursor: None, window_hint: 0, region_hint: 0 }
+        Self { vm, list: [0; LIST_ENTRIES], cursor: None, window_hint: 0, region_hint: 0, lately: None }
     }
 
     /// The VM.

@@ -12,7 +12,7 @@ use portcullis_iommu::{Error, Unheard};
 use super::{reply::Mode, spec::GuestTce};
 use crate::{
     geometry::Geometry,
-    table::{self, Tree},
+    table::{self, Placed, Tree},
 };
 
 /// Looks at a word that another CPU holds, in virtual mode. Its holder waits for hardware at most.
@@ -68,6 +68,13 @@ pub(super) struct Entry<'p> {
 }
 
 impl<'p> Entry<'p> {
+    /// The entry that has this pair of the pool's cells.
+    #[inline(always)]
+    pub(super) fn at<V: TableMemory>(pool: &'p PagePool<V>, pair: usize) -> Option<Self> {
+        let (pairs, _) = pool.memory().cells().as_chunks();
+        pairs.get(pair).map(Self::of)
+    }
+
     #[inline]
     pub(super) fn of(cells: &'p [AtomicU64; 2]) -> Self {
         let [word, form] = cells;
@@ -185,8 +192,13 @@ impl View {
     /// The entry at `index`, which lies in the window; `None` while a table is missing there.
     #[inline(always)]
     pub(super) fn entry<V: TableMemory>(self, pool: &PagePool<V>, index: u64) -> Option<Entry<'_>> {
-        let place = self.0.place(pool, index << 1)?;
-        pool.memory().cells().get(place..)?.first_chunk().map(Entry::of)
+        Entry::at(pool, self.0.place(pool, index << 1)? >> 1)
+    }
+
+    /// The entries of the table that holds `index`, which lies in the window: their numbers, and the pair of the first.
+    pub(super) fn whole_leaf<V: TableMemory>(self, pool: &PagePool<V>, index: u64) -> Option<Placed> {
+        let cells = self.0.whole_leaf(pool, index << 1)?;
+        Some(Placed { first: cells.first >> 1, count: cells.count >> 1, place: cells.place >> 1 })
     }
 
     /// The entries of the table that holds `index`, from that one on.

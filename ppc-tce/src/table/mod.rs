@@ -21,7 +21,7 @@ pub use range::Entries;
 pub(crate) use replace::put;
 use reserve::Reserve;
 use stripes::Stripes;
-pub(crate) use tree::Tree;
+pub(crate) use tree::{Placed, Tree};
 
 /// One tree of tables. All methods want the pool that [`new`](Self::new) got.
 ///
@@ -130,6 +130,11 @@ impl Table {
     pub fn end<M: TableMemory, T: Removals>(self, pool: &PagePool<M>, removals: &mut T) {
         let above = u32::from(self.tree.geometry.levels()) - 1;
         give_back(pool, self.tree.geometry, self.root, above, removals);
+    }
+
+    /// The entries of the last-level table that holds `index`, which lies in the tree, if the table exists.
+    pub(crate) fn whole_leaf<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<Placed> {
+        self.tree.whole_leaf(pool, index)
     }
 
     /// The cell of the entry at `index`, unless a table is missing there or the index is beyond the tree.

@@ -23,6 +23,26 @@ pub(crate) struct Tree {
     root_shift: u32,
 }
 
+/// Entries that stand side by side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    /// Index of the first.
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+    /// Where the first stands among the cells of the donated memory.
+    pub(crate) place: usize,
+}
+
+impl Placed {
+    /// Those of them with an index in `first..end`; `None` when there are none.
+    pub(crate) fn within(self, first: u64, end: u64) -> Option<Self> {
+        let begin = first.max(self.first);
+        let count = end.min(self.first + self.count).checked_sub(begin).filter(|&count| count != 0)?;
+        let place = self.place.wrapping_add((begin - self.first) as usize);
+        Some(Self { first: begin, count, place })
+    }
+}
+
 impl Tree {
     /// The tree whose root begins at page `root` of the donated memory.
     #[inline]
@@ -68,6 +88,13 @@ impl Tree {
     ) -> Option<&'p [AtomicU64]> {
         let first = self.place(pool, index)?.wrapping_sub(self.geometry.slot(index, 0));
         pool.memory().cells().get(first..)?.get(..1 << self.geometry.level_bits())
+    }
+
+    /// The entries of the last-level table that holds `index`, which lies in the tree, if the table exists.
+    pub(crate) fn whole_leaf<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<Placed> {
+        let slot = self.geometry.slot(index, 0);
+        let place = self.place(pool, index)?.wrapping_sub(slot);
+        Some(Placed { first: index - slot as u64, count: 1 << self.geometry.level_bits(), place })
     }
 
     /// The table that an indirect entry leads to.

@@ -80,7 +80,7 @@ pub struct Guest<'c, 'm> {
     pub machine: &'m Machine,
     pub calls: &'c Calls<'m>,
     pub seat: MachineSeat<'m>,
-    pub vcpu: Vcpu,
+    pub vcpu: Vcpu<'m>,
     pub clock: FakeClock,
     pub regions: [RegionHandle; 3],
 }

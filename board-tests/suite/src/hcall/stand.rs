@@ -82,7 +82,7 @@ pub struct Stand<
     calls: &'s Hypercalls<'b, D, V, M, GROUPS, CONTEXTS, CPUS, WINDOWS>,
     seat: Seat<'b, D, GROUPS, CONTEXTS, CPUS>,
     /// Asks what the guest finds in its entries.
-    vcpu: Vcpu,
+    vcpu: Vcpu<'b>,
     layout: Layout,
     devices: [Device<'b, D, GROUPS, CONTEXTS, CPUS>; DEVICES],
     regions: Vec<(Area, RegionHandle), REGIONS>,

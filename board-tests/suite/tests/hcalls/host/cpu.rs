@@ -33,7 +33,7 @@ const MANY: usize = 10_000;
 pub struct Cpu {
     pub calls: &'static Calls,
     pub seat: Seat<'static, Driver, 16, 8, 8>,
-    pub vcpu: Vcpu,
+    pub vcpu: Vcpu<'static>,
 }
 
 impl Cpu {
