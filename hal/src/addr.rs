@@ -146,6 +146,12 @@ impl PhysRange {
     pub(crate) const fn kept(start: PhysAddr, bytes: u64) -> Option<Self> {
         if bytes == 0 { None } else { Some(Self { start, bytes }) }
     }
+
+    /// As many bytes from `offset` on. The caller knows that they lie below 2^64.
+    #[inline(always)]
+    pub(crate) const fn moved(self, offset: u64) -> Self {
+        Self { start: PhysAddr(self.start.0.wrapping_add(offset)), bytes: self.bytes }
+    }
 }
 
 /// Why two numbers do not make a range.

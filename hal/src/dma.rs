@@ -53,6 +53,33 @@ impl DmaExtent {
             None => None,
         }
     }
+
+    /// Its parts of `bytes` bytes, or `None` when there are none.
+    #[inline]
+    #[must_use]
+    pub const fn parts(self, bytes: u64) -> Option<DmaParts> {
+        match self.part(0, bytes) {
+            Some(first) => Some(DmaParts { first, last: self.bytes() - bytes }),
+            None => None,
+        }
+    }
+}
+
+/// The parts of one length of a [`DmaExtent`], for who wants many.
+#[derive(Clone, Copy, Debug)]
+pub struct DmaParts {
+    first: DmaExtent,
+    /// The last offset at which one begins.
+    last: u64,
+}
+
+impl DmaParts {
+    /// The part from `offset` on, or `None` when it reaches beyond the end.
+    #[inline(always)]
+    #[must_use]
+    pub const fn at(&self, offset: u64) -> Option<DmaExtent> {
+        if offset <= self.last { Some(DmaExtent { range: self.first.range.moved(offset) }) } else { None }
+    }
 }
 
 /// A place for one [`DmaExtent`], which readers on any CPU take out whole or not at all.

@@ -30,7 +30,7 @@ pub use addr::{
 pub use cache::CacheMaintenance;
 pub use clock::{Clock, TimedOut, wait_until};
 pub use config_space::ConfigSpace;
-pub use dma::{DmaExtent, DmaExtentCell};
+pub use dma::{DmaExtent, DmaExtentCell, DmaParts};
 pub use guest_memory::GuestMemory;
 pub use page_pool::{PagePool, PageRun, PoolError};
 pub use register_io::RegisterIo;

@@ -1,6 +1,6 @@
 //! Registered memory as sessions look at it: without counting.
 
-use portcullis_hal::{DmaExtent, GuestPhysAddr, GuestPhysRange, IoPageSize};
+use portcullis_hal::{DmaExtent, DmaParts, GuestPhysAddr, GuestPhysRange, IoPageSize};
 
 use super::{RegisteredMemory, region, tokens::UNIT};
 use crate::{error::Error, group::VmId};
@@ -59,8 +59,19 @@ impl<'a> SeenRegion<'a> {
     /// The host memory behind `bytes` bytes of the guest's, if all of it lies in the region.
     #[inline(always)]
     pub(crate) const fn extent_of(&self, guest: GuestPhysAddr, bytes: u64) -> Option<DmaExtent> {
-        // Below the region the offset is larger than any region.
-        self.extent.part(guest.as_u64().wrapping_sub(self.guest), bytes)
+        self.extent.part(self.offset_of(guest), bytes)
+    }
+
+    /// How far an address is into the region; below it that is more than any region is long.
+    #[inline(always)]
+    pub(crate) const fn offset_of(&self, guest: GuestPhysAddr) -> u64 {
+        guest.as_u64().wrapping_sub(self.guest)
+    }
+
+    /// Its parts of so many bytes, or `None` when it is shorter.
+    #[inline(always)]
+    pub(crate) const fn parts(&self, bytes: u64) -> Option<DmaParts> {
+        self.extent.parts(bytes)
     }
 
     /// Whether this session found it.

@@ -97,8 +97,8 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
     }
 
     /// As [`exchange`](Self::exchange), for consecutive guest pages, each by its own of `new`; `pages` says where, of how
-    /// many bytes, and how many at most. `new` names pages of one region by the guest's addresses. Ends with `new`, or before one that
-    /// `exchange` would refuse; returns how many pages were replaced.
+    /// many bytes, and how many at most. `new` names pages of one region, which is not shorter than one, by the guest's
+    /// addresses. Ends with `new`, or before one that `exchange` would refuse; returns how many pages were replaced.
     ///
     /// # Errors
     /// As for `exchange`. Nothing changed.
@@ -115,8 +115,9 @@ impl<D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usi
         if !owed.is_of(self.shard) || !region.is_of(&self.vm) {
             return Err(Error::Stale { slot: inside.slot });
         }
+        let Some(parts) = region.parts(bytes) else { return Ok(0) };
         let page = |new| match new {
-            Some((guest, access)) => region.extent_of(guest, bytes).map(|extent| Some((extent, access))),
+            Some((guest, access)) => parts.at(region.offset_of(guest)).map(|extent| Some((extent, access))),
             None => Some(None),
         };
         let (permit, tables) = (Permit::new(), &inside.context.tables);
