@@ -11,10 +11,12 @@
 mod invariants;
 mod machine;
 mod model;
+mod requests;
 
 use std::time::Instant;
 
-use model::{Flaw, Protocol, Requests};
+use model::{Flaw, Protocol};
+use requests::Requests;
 use stateright::{Checker, HasDiscoveries, Model};
 
 /// Three VMs, two groups of two devices, two CPUs.

@@ -4,10 +4,8 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use portcullis_hal::TimedOut;
 use portcullis_iommu::{
-    Error, GroupId, VmId,
-    ownership::{
-        Answer, Effect, Hold, Operation, Owner, Proof, ReferenceNumber, Request, Step, UserId, Yield,
-    },
+    Error, VmId,
+    ownership::{Answer, Effect, Operation, Owner, Request, Step, Yield},
 };
 use stateright::{Model, Property};
 
@@ -16,29 +14,14 @@ use crate::invariants::{
     releases_nothing_reachable,
 };
 use crate::machine::{
-    CONTEXTS, DEVICES, GROUPS, Policy, USERS, VMS, World, declare_bars, device, groups, map_bar, owner_index,
-    unmap_bar, vms,
+    CONTEXTS, DEVICES, GROUPS, Policy, VMS, World, declare_bars, device, groups, owner_index, vms,
 };
+use crate::requests::Requests;
 
 pub(crate) const DEAD: Error = Error::Timeout(TimedOut { register: 0, bits: 1 });
 
 /// More effects than any operation needs: the longest is a death that finds every group and context.
 pub(crate) const MOST_STEPS: u8 = 20;
-
-/// Which requests the environment makes.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Requests {
-    pub(crate) host: bool,
-    pub(crate) revoke: bool,
-    pub(crate) die: bool,
-    pub hot_plug: bool,
-    pub(crate) bars: bool,
-    pub(crate) cpus: usize,
-    pub(crate) vms: usize,
-    pub(crate) holds: u8,
-    pub(crate) contexts: usize,
-    pub(crate) users: usize,
-}
 
 /// A bug, seeded into what surrounds the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +111,7 @@ impl Model for Protocol {
             }
         }
         if state.cpus.len() < self.requests.cpus {
-            self.requests(state, |request| actions.push(Action::Begin(request)));
+            self.requests.of(state, |request| actions.push(Action::Begin(request)));
         }
     }
 
@@ -197,83 +180,6 @@ impl Protocol {
             _ => effect,
         }
     }
-
-    fn requests(&self, state: &State, mut ask: impl FnMut(Request)) {
-        // VMs that have nothing are all alike: one of them stands for the others.
-        let (some, none): (Vec<_>, Vec<_>) =
-            vms().take(self.requests.vms).partition(|vm| state.has_anything(*vm));
-        let guests = some.into_iter().chain(none.into_iter().take(1)).map(Owner::Guest);
-        let owners: Vec<_> = guests.chain(self.requests.host.then_some(Owner::Host)).collect();
-        for owner in owners {
-            if self.requests.contexts > state.contexts() {
-                ask(Request::CreateContext { owner });
-            }
-            for group in groups() {
-                self.requests_of_owner(state, owner, group, &mut ask);
-            }
-            if let Owner::Guest(vm) = owner
-                && self.requests.die
-            {
-                ask(Request::VmDied { vm });
-            }
-        }
-        for context in (0..CONTEXTS).filter_map(|slot| state.policy.handle_of(slot)) {
-            ask(Request::DestroyContext { context });
-            if self.requests.bars {
-                groups().for_each(|group| ask(map_bar(context, group)));
-                groups().for_each(|group| ask(unmap_bar(context, group)));
-            }
-        }
-        requests_of_users(state, self.requests.users, &mut ask);
-        if self.requests.hot_plug {
-            requests_of_slots(state, &mut ask);
-        }
-    }
-
-    fn requests_of_owner(&self, state: &State, owner: Owner, group: GroupId, ask: &mut impl FnMut(Request)) {
-        let holds = state.world.holds[group.0 as usize][owner_index(owner)];
-        if holds < self.requests.holds {
-            ask(Request::Acquire { owner, group });
-        }
-        if let Owner::Guest(vm) = owner
-            && self.requests.revoke
-        {
-            ask(Request::Revoke { vm, group });
-        }
-        if holds == 0 {
-            return;
-        }
-        let hold = Hold { group, owner, tenure: 1 };
-        ask(Request::Release { hold });
-        ask(Request::Detach { hold });
-        for context in (0..CONTEXTS).filter_map(|slot| state.policy.handle_of(slot)) {
-            ask(Request::Attach { hold, context, proof: Proof::Quiesced { group, tenure: 1 } });
-        }
-    }
-}
-
-fn requests_of_users(state: &State, users: usize, ask: &mut impl FnMut(Request)) {
-    for slot in 0..users.min(USERS) {
-        match state.world.references[slot] {
-            Some(_) => ask(Request::Unrefer { reference: ReferenceNumber::new(slot, 1) }),
-            None if state.world.references[..slot].iter().all(Option::is_some) => {
-                groups().for_each(|group| ask(Request::Refer { user: UserId(0), group }))
-            }
-            None => {}
-        }
-    }
-}
-
-fn requests_of_slots(state: &State, ask: &mut impl FnMut(Request)) {
-    for number in 0..DEVICES {
-        match state.policy.group_of(device(number)) {
-            Some(_) => ask(Request::RemoveDevice { device: device(number) }),
-            None => {
-                let group = GroupId(number as u32 / 2);
-                ask(Request::AddDevice { group, device: device(number) });
-            }
-        }
-    }
 }
 
 impl State {
@@ -315,12 +221,12 @@ impl State {
         }
     }
 
-    fn contexts(&self) -> usize {
+    pub(crate) fn contexts(&self) -> usize {
         (0..CONTEXTS).filter(|slot| self.policy.handle_of(*slot).is_some()).count()
     }
 
     /// Whether a VM has anything at all, or is about to.
-    fn has_anything(&self, vm: VmId) -> bool {
+    pub(crate) fn has_anything(&self, vm: VmId) -> bool {
         let owner = Some(Owner::Guest(vm));
         let group =
             |group| self.policy.tenancy(group).expect("a group").map(|tenancy| tenancy.owner) == owner;
