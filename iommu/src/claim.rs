@@ -169,8 +169,8 @@ impl<'i, D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usiz
     ///
     /// # Errors
     /// [`Error::Stale`], [`Error::NotQuiesced`] when the proof is of another group or ownership,
-    /// [`Error::OwnedBy`] for another VM's context, [`Error::Busy`], or what the driver
-    /// refuses: nothing changed. [`Error::Timeout`] when hardware did not answer: the group is
+    /// [`Error::OwnedBy`] for another VM's context, [`Error::Busy`], also when the context had no group and a
+    /// [session](crate::Session) of whatever VM does not end soon, or what the driver refuses: nothing changed. [`Error::Timeout`] when hardware did not answer: the group is
     /// quarantined.
     pub fn attach(&mut self, context: ContextHandle, quiesced: QuiescedGroup) -> Result<(), Error> {
         self.switch_with(context, quiesced.proof())

@@ -55,6 +55,11 @@ pub(crate) struct Context<C> {
 }
 
 impl<C> Context<C> {
+    /// Whether sessions change its entries, maybe from this moment on.
+    pub(crate) fn may_have_sessions(&self) -> bool {
+        self.owner != Owner::Host && self.backing.may_be_entries()
+    }
+
     /// The VM whose context it is.
     #[inline]
     pub(crate) const fn guest(&self) -> Result<VmId, Error> {
@@ -115,10 +120,10 @@ impl Backing {
         self.0.load(Ordering::Relaxed) == ENTRIES
     }
 
-    /// Whether there is nothing that an unmap may touch: no mapping call came yet, or sessions change the
-    /// entries, maybe from this moment on.
+    /// Whether sessions change the entries, maybe from this moment on, because no mapping call came yet: then there is
+    /// nothing that an unmap may touch.
     #[inline]
-    pub(crate) fn is_closed_to_unmap(&self) -> bool {
+    pub(crate) fn may_be_entries(&self) -> bool {
         matches!(self.0.load(Ordering::Relaxed), UNDECIDED | ENTRIES)
     }
 
@@ -175,7 +180,7 @@ pub(crate) struct SlotState {
     pub(crate) poisoned: AtomicBool,
     /// A BAR was mapped since the context was made.
     pub(crate) leads_to_bars: AtomicBool,
-    /// A group is attached, or just being.
+    /// A group is attached, or just being, or could not be blocked. Not kept where no session ever looks.
     attached: AtomicBool,
     /// Every session that did not find that has ended.
     settled: AtomicBool,

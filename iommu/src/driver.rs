@@ -260,10 +260,12 @@ pub trait Driver {
         target: Target<'_, Self::Context>,
     ) -> Result<Self::Prepared, Error>;
 
-    /// Makes the prepared switch: all members are blocked before the first one joins the target.
+    /// Makes the prepared switch: all members are blocked before the first one joins the target. On `Done` hardware has
+    /// forgotten, for these members, the context that they were in.
     fn commit(&self, permit: &Permit, prepared: Self::Prepared) -> Outcome;
 
-    /// Blocks all members; needs nothing that could be missing. Devices unknown to the hardware count as blocked.
+    /// Blocks all members; needs nothing that could be missing. Devices unknown to the hardware count as blocked. On
+    /// `Done` hardware has forgotten, for these members, the context that they were in.
     fn block(&self, permit: &Permit, members: &[DeviceId]) -> Outcome;
 
     /// Maps `extent` at `iova`. Both and the length are multiples of the smallest page size; larger

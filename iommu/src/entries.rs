@@ -128,6 +128,7 @@ pub trait EntryDriver: Driver {
     fn reaches(&self, context: &Self::Context, last: PhysAddr) -> bool;
 
     /// Makes hardware forget what any device has cached of the context, old entries and missing ones, and
-    /// waits for it under a deadline. On `Quarantined` it may still be cached.
+    /// waits for it under a deadline. On `Quarantined` it may still be cached. Not called while no group is attached:
+    /// whatever hardware has cached of the context has to go when the last one leaves.
     fn kill(&self, permit: &Permit, context: &Self::Context) -> Outcome;
 }

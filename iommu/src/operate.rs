@@ -127,11 +127,9 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     fn finish(&self, operation: &mut Operation, subject: Option<VmId>, effect: Effect, answer: Answer) {
         let mut control = self.control.lock();
         self.describe(&mut control, effect, answer);
-        let left = left_by(&control.ownership, effect);
+        let left = left_by(&control.ownership, effect, answer);
         control.ownership.finish(operation, answer);
-        if let Some(context) = left {
-            self.rest(&control, context);
-        }
+        left.into_iter().flatten().for_each(|context| self.rest(&control, context));
         control.log.did(effect, answer);
         self.publish(&control, effect);
         self.renew(&control, subject);
@@ -222,7 +220,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
             let Some(to) = inside.as_ref().and_then(|inside| inside.as_ref()) else {
                 return Answer::Refused(Error::Busy);
             };
-            if !slot.state().attach(|| self.contexts.outlast_soon()) {
+            if to.may_have_sessions() && !slot.state().attach(|| self.contexts.outlast_soon()) {
                 return Answer::Refused(Error::Busy);
             }
             let permit = Permit::new();
@@ -267,14 +265,18 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
     }
 }
 
-/// The context of a group before an effect that may take the group out of there.
+/// The contexts that a group may have left by an effect: where it was before, and where it did not come in.
 fn left_by<const GROUPS: usize, const CONTEXTS: usize>(
     ownership: &Ownership<GROUPS, CONTEXTS, MAX_USERS>,
     effect: Effect,
-) -> Option<usize> {
+    answer: Answer,
+) -> [Option<usize>; 2] {
     match effect {
-        Effect::Block { group } | Effect::Switch { group, .. } => ownership.slot_of(group),
-        _ => None,
+        Effect::Block { group } => [ownership.slot_of(group), None],
+        Effect::Switch { group, context } => {
+            [ownership.slot_of(group), Some(context).filter(|_| answer != Answer::Done)]
+        }
+        _ => [None; 2],
     }
 }
 

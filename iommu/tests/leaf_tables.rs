@@ -48,9 +48,13 @@ fn claimed(iommu: &Policy, requester: u16) -> Claim<'_, Pages, 4, 8> {
     iommu.claim(VM, group).expect("a claim")
 }
 
-fn attach(claim: &mut Claim<'_, Pages, 4, 8>, context: ContextHandle) {
+fn join(claim: &mut Claim<'_, Pages, 4, 8>, context: ContextHandle) -> Result<(), Error> {
     let proof = claim.quiesce(&ObedientFunctions, &FakeClock::default(), Method::BusMasterOff, LIMIT);
-    claim.attach(context, proof.expect("a proof")).expect("an attach");
+    claim.attach(context, proof.expect("a proof"))
+}
+
+fn attach(claim: &mut Claim<'_, Pages, 4, 8>, context: ContextHandle) {
+    join(claim, context).expect("an attach");
 }
 
 #[test]
@@ -152,12 +156,7 @@ fn c14_a_page_is_taken_of_the_region_that_is_named_if_it_is_open_and_made_of_suc
 fn c15_nothing_is_killed_while_no_device_is_attached_and_every_change_is_while_one_is() {
     let (iommu, at) = machine();
     let mut seat = iommu.seat(0).expect("a seat");
-    let table = found(&mut seat, at, 0).expect("a table");
-    let mut killed = || {
-        let before = iommu.driver().kills.load(Ordering::Relaxed);
-        put(&seat.enter(VM), &table, 0, Some(0)).expect("in the table");
-        iommu.driver().kills.load(Ordering::Relaxed) - before
-    };
+    let mut killed = || kills(&iommu, &mut seat, at);
     let [mut first, mut second] = [8, 16].map(|requester| claimed(&iommu, requester));
     assert_eq!(killed(), 0);
     attach(&mut first, at);
@@ -183,12 +182,67 @@ fn c15_a_device_joins_a_context_that_all_have_left_only_when_no_session_is_under
     let mut claim = claimed(&iommu, 8);
     attach(&mut claim, at);
     claim.detach().expect("a detach");
-    let mut join = || {
-        let proof = claim.quiesce(&ObedientFunctions, &FakeClock::default(), Method::BusMasterOff, LIMIT);
-        claim.attach(at, proof.expect("a proof"))
-    };
     let call = seat.enter(VM);
-    assert_eq!(join(), Err(Error::Busy), "what the session stores may be found too late");
+    assert_eq!(join(&mut claim, at), Err(Error::Busy), "what the session stores may be found too late");
     drop(call);
-    assert_eq!(join(), Ok(()));
+    assert_eq!(join(&mut claim, at), Ok(()));
+}
+
+/// How many kills a change of an entry asks for, in a table that is found anew.
+fn kills(iommu: &Policy, seat: &mut Seat<'_, Pages, 4, 8>, at: ContextHandle) -> u64 {
+    let before = iommu.driver().kills.load(Ordering::Relaxed);
+    let table = found(seat, at, 0).expect("a table");
+    let _ = put(&seat.enter(VM), &table, 0, Some(0));
+    iommu.driver().kills.load(Ordering::Relaxed) - before
+}
+
+#[test]
+fn c15_nothing_is_killed_after_an_attach_that_was_refused() {
+    let (iommu, at) = machine();
+    let mut seat = iommu.seat(0).expect("a seat");
+    let mut claim = claimed(&iommu, 8);
+    let call = seat.enter(VM);
+    assert_eq!(join(&mut claim, at), Err(Error::Busy));
+    drop(call);
+    assert_eq!(kills(&iommu, &mut seat, at), 0, "no group is attached");
+}
+
+#[test]
+fn c15_a_context_that_one_joins_while_another_leaves_is_killed() {
+    let iommu: &'static Policy = Box::leak(Box::new(machine().0));
+    let at = context(iommu, VM);
+    let mut seat = iommu.seat(0).expect("a seat");
+    let [mut first, mut second] = [8, 16].map(|requester| claimed(iommu, requester));
+    attach(&mut first, at);
+    let mut leaves = Some(first);
+    *iommu.driver().on_commit.lock().expect("no panic") = Some(Box::new(move || {
+        if let Some(mut first) = leaves.take() {
+            first.detach().expect("a detach");
+        }
+    }));
+    attach(&mut second, at);
+    assert_eq!(kills(iommu, &mut seat, at), 1, "one is there");
+}
+
+#[test]
+fn c15_a_context_of_a_group_that_was_not_blocked_is_killed() {
+    let (iommu, at) = machine();
+    let mut seat = iommu.seat(0).expect("a seat");
+    let mut claim = claimed(&iommu, 8);
+    attach(&mut claim, at);
+    iommu.driver().dead.store(true, Ordering::Relaxed);
+    assert!(claim.detach().is_err());
+    assert_eq!(kills(&iommu, &mut seat, at), 1, "its device may still be there");
+}
+
+#[test]
+fn c14_no_page_is_taken_of_a_region_that_is_ending() {
+    let iommu = policy();
+    iommu.register_memory(VM, guest(0, BYTES), extent(HOST, BYTES)).expect("a region");
+    let mut seat = iommu.seat(0).expect("a seat");
+    let call = seat.enter(VM);
+    assert!(call.page(0, GuestPhysAddr::new(0), IoPageSize::SIZE_4K).is_some());
+    assert!(iommu.vm_died(VM, drop, &FakeClock::default(), LIMIT).is_err(), "a session is under way");
+    drop(call);
+    assert!(seat.enter(VM).page(0, GuestPhysAddr::new(0), IoPageSize::SIZE_4K).is_none());
 }

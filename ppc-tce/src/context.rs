@@ -136,7 +136,7 @@ impl Context {
             return None;
         }
         let (page_size, page_shift) = (self.page_size(), self.page_size().shift());
-        let leaf = self.table.whole_leaf(pool, self.first_entry + (offset >> page_shift))?;
+        let leaf = self.table.leaf_place(pool, self.first_entry + (offset >> page_shift))?;
         let end = self.first_entry + (self.plain_bytes >> page_shift);
         let leaf = leaf.within(self.first_entry, end)?;
         let start = self.range.start().as_u64() + ((leaf.first - self.first_entry) << page_shift);

@@ -116,6 +116,72 @@ fn d58_entries_beside_a_window_or_of_msis_are_refused_though_they_are_in_the_sam
 }
 
 #[test]
+fn d58_entries_behind_a_window_shorter_than_its_context_are_refused() {
+    for kind in KINDS {
+        for view_levels in 1..=3 {
+            let machine = Machine::new(kind);
+            let calls = calls(&machine);
+            let mut guest = Guest::new(&machine, &calls);
+            let bytes = 16 * PAGE;
+            calls.register(VM, LIOBN, &WindowSpec { bytes, view_levels, ..window() }).expect("a window");
+            let (context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
+            for entry in 0..16 {
+                assert_eq!(guest.put(entry * PAGE, BIG.0 | RW), SUCCESS);
+            }
+            for wrong in
+                [bytes, bytes + PAGE, 255 * PAGE, GIB - PAGE, u64::MAX << 12, 0_u64.wrapping_sub(bytes)]
+            {
+                assert_eq!(guest.put(wrong, BIG.0 | RW), PARAMETER, "{wrong:#x}");
+                assert_eq!(leads_to(&machine, context, wrong), None, "{wrong:#x}");
+            }
+            assert_eq!(counted(&guest)[0], 16);
+            let [high, low] = [1_u64 << 32 | u64::from(LIOBN.0), u64::from(Liobn(LIOBN.0).0)];
+            assert_eq!(guest.call(opcode::PUT_TCE, [high, 0, BIG.0 | RW, 0]).0, PARAMETER);
+            assert_eq!(guest.call(opcode::PUT_TCE, [low, 0, BIG.0 | RW, 0]).0, SUCCESS);
+        }
+    }
+}
+
+#[test]
+fn d58_a_page_that_hardware_does_not_reach_is_refused_and_the_entry_is_free_again() {
+    for kind in KINDS {
+        let machine = Machine::new(kind);
+        let calls = calls(&machine);
+        let mut guest = Guest::with_window(&machine, &calls);
+        let (context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
+        guest::register(&machine, VM, (8 * GIB, 1 << 56, 16 * PAGE));
+        assert_eq!(guest.put(0, BIG.0 | RW), SUCCESS);
+        for _ in 0..3 {
+            assert_eq!(guest.put(0, (8 * GIB) | RW), PARAMETER);
+            assert_eq!(leads_to(&machine, context, 0), Some(BIG.1));
+            assert_eq!(guest.get(0), BIG.0 | RW);
+        }
+        assert_eq!(guest.real(opcode::PUT_TCE, [LIOBN.0.into(), 0, BIG.0 | RW, 0]).status(), SUCCESS);
+        assert_eq!(guest.real(opcode::PUT_TCE, [LIOBN.0.into(), 0, 0, 0]).status(), SUCCESS);
+        assert_eq!(counted(&guest), [0; 3]);
+    }
+}
+
+#[test]
+fn d58_guest_pages_of_several_hardware_pages_are_changed_as_a_whole() {
+    let machine = Machine::new(KINDS[1]);
+    let calls = calls(&machine);
+    calls.register(VM, LIOBN, &WindowSpec { page_shift: 16, ..window() }).expect("a window");
+    let mut guest = Guest::new(&machine, &calls);
+    let (context, _claim) = guest.device(0x100, IoPageSize::SIZE_4K);
+    for _ in 0..3 {
+        for page in 0..4 {
+            assert_eq!(guest.put(page << 16, (BIG.0 + (page << 16)) | RW), SUCCESS);
+            assert_eq!(
+                leads_to(&machine, context, (page << 16) + 15 * PAGE),
+                Some(BIG.1 + (page << 16) + 15 * PAGE)
+            );
+        }
+    }
+    assert_eq!(counted(&guest)[0], 64);
+}
+
+#[test]
 fn d58_a_call_that_comes_after_a_change_of_its_window_looks_anew() {
     for kind in KINDS {
         let machine = Machine::new(kind);

@@ -128,7 +128,7 @@ impl<D: Driver, const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>
         if context.backing.is_extents() {
             return self.unmap_and_flush(entered, context, range, &mut Unheard);
         }
-        if context.backing.is_closed_to_unmap() {
+        if context.backing.may_be_entries() {
             return self.unmap_nothing(context, range);
         }
         let mut returned = Returned::new(&self.memory, &context.backing);

@@ -81,7 +81,8 @@ impl<'i, D: EntryDriver, const GROUPS: usize, const CONTEXTS: usize, const CPUS:
         Some(LeafTable { state, context, leaf })
     }
 
-    /// The entry for the page that begins at `iova`; `None` when it is not in this table, or the context has ended.
+    /// The entry for the page that begins at `iova`; `None` when it is not in this table, or the context has ended, or is of
+    /// another VM or another [`Iommu`](crate::Iommu).
     #[inline(always)]
     pub fn entry(&self, table: &LeafTable<'_>, iova: Iova) -> Option<LeafEntry<'_, D>> {
         let number = table.leaf.number_of(iova)?;

@@ -42,6 +42,8 @@ pub(crate) struct Pages {
     pub(crate) on_map: Hook,
     /// Called in the middle of a flush.
     pub(crate) on_flush: Hook,
+    /// Called before a device joins.
+    pub(crate) on_commit: Hook,
 }
 
 /// First address of an entry, to memory and length.
@@ -97,11 +99,12 @@ impl Driver for Pages {
     }
 
     fn commit(&self, _: &Permit, (): ()) -> Outcome {
-        Outcome::Done
+        call(&self.on_commit);
+        self.outcome()
     }
 
     fn block(&self, _: &Permit, _: &[DeviceId]) -> Outcome {
-        Outcome::Done
+        self.outcome()
     }
 
     fn map(

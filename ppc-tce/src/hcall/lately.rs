@@ -22,7 +22,7 @@ pub(super) struct Lately<'i> {
 }
 
 /// The two halves of an entry.
-pub(super) struct Whole<'a, D: EntryDriver> {
+pub(super) struct Halves<'a, D: EntryDriver> {
     pub(super) hardware: LeafEntry<'a, D>,
     pub(super) view: Entry<'a>,
 }
@@ -42,10 +42,10 @@ impl Lately<'_> {
         session: &'a Session<'_, '_, D, GROUPS, CONTEXTS, CPUS>,
         pool: &'a PagePool<V>,
         ioba: u64,
-    ) -> Option<Whole<'a, D>> {
+    ) -> Option<Halves<'a, D>> {
         let hardware = session.entry(&self.hardware, Iova::new(ioba))?;
         let view = Entry::at(pool, self.view.wrapping_add(hardware.number() as usize))?;
-        Some(Whole { hardware, view })
+        Some(Halves { hardware, view })
     }
 }
 
@@ -59,13 +59,13 @@ where
     /// The entry that a call names, if behind its window stands one hardware table with pages as large as the guest's, and
     /// all tables exist.
     #[inline(always)]
-    pub(super) fn whole_entry<'a>(
+    pub(super) fn usual_entry<'a>(
         &'a self,
         session: &'a Session<'_, 'i, D, GROUPS, CONTEXTS, CPUS>,
         vcpu: &mut Vcpu<'i>,
         liobn: u64,
         ioba: u64,
-    ) -> Option<Whole<'a, D>> {
+    ) -> Option<Halves<'a, D>> {
         match self.as_lately(session, vcpu, liobn, ioba) {
             Some(found) => Some(found),
             None => {
@@ -84,7 +84,7 @@ where
         vcpu: &Vcpu<'i>,
         liobn: u64,
         ioba: u64,
-    ) -> Option<Whole<'a, D>> {
+    ) -> Option<Halves<'a, D>> {
         let lately = vcpu.lately.as_ref().filter(|lately| lately.liobn == liobn)?;
         if !self.slots.get(vcpu.window_hint as usize)?.is_still(lately.slot) {
             return None;
@@ -109,7 +109,7 @@ where
         if session.page_bytes(&session.entries_of(context)?) != window.page_bytes() {
             return None;
         }
-        let view = view.whole_leaf(&self.pool, window.one(ioba)?)?.within(0, window.entries())?;
+        let view = view.leaf_place(&self.pool, window.one(ioba)?)?.within(0, window.entries())?;
         let start = window.ioba(view.first);
         let hardware = session.leaf_table(context, Iova::new(ioba))?;
         let hardware = hardware.within(Iova::new(start), view.count << window.page_shift)?;

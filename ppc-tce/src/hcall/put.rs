@@ -6,7 +6,7 @@ use portcullis_iommu::{EntryDriver, Error, RegionPart, Session};
 use super::{
     Hypercalls, Vcpu,
     connected::{Connected, Span, unconfirmed},
-    lately::Whole,
+    lately::Halves,
     reply::{Mode, Stop, Why},
     spec::{GuestTce, Status},
     view::{Entry, View, Word},
@@ -43,7 +43,7 @@ where
         vcpu: &mut Vcpu<'i>,
         [liobn, ioba, tce, _]: [u64; 4],
     ) -> Option<Result<(), Stop>> {
-        let entry = self.whole_entry(session, vcpu, liobn, ioba)?;
+        let entry = self.usual_entry(session, vcpu, liobn, ioba)?;
         let tce = GuestTce::new(tce);
         if !tce.maps() {
             return entry.replace(session, tce, None);
@@ -121,7 +121,7 @@ where
     }
 }
 
-impl<D: EntryDriver> Whole<'_, D> {
+impl<D: EntryDriver> Halves<'_, D> {
     /// Takes the entry, changes it, kills, counts out. `None` where another CPU has it, or it cannot lead there.
     #[inline(always)]
     fn replace<const GROUPS: usize, const CONTEXTS: usize, const CPUS: usize>(

@@ -27,8 +27,8 @@ const USED: u64 = 7;
 /// The changes of all slots are numbered from this bit of the state on.
 const CHANGE: u64 = 1 << 8;
 
-/// The number of the next change. No two states are equal, of whatever slots: what was found in one state is as good as
-/// new while that state lasts. The model checker need not see it: no order rests on it.
+/// The number of the next change. No two states are equal that slots came to, of whatever windows: what was found in one
+/// state is as good as new while that state lasts. The model checker need not see it: no order rests on it.
 static CHANGES: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(CHANGE);
 
 /// The state of a slot that was found open.

@@ -15,7 +15,7 @@ pub struct Vcpu<'i> {
     pub(super) window_hint: u32,
     /// Slot of the region used last.
     pub(super) region_hint: u32,
-    /// Tables in which the last H_PUT_TCE changed an entry.
+    /// Tables around the entry of the last H_PUT_TCE that looked for them.
     pub(super) lately: Option<Lately<'i>>,
 }
 

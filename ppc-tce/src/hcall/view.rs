@@ -196,8 +196,8 @@ impl View {
     }
 
     /// The entries of the table that holds `index`, which lies in the window: their numbers, and the pair of the first.
-    pub(super) fn whole_leaf<V: TableMemory>(self, pool: &PagePool<V>, index: u64) -> Option<Placed> {
-        let cells = self.0.whole_leaf(pool, index << 1)?;
+    pub(super) fn leaf_place<V: TableMemory>(self, pool: &PagePool<V>, index: u64) -> Option<Placed> {
+        let cells = self.0.leaf_place(pool, index << 1)?;
         Some(Placed { first: cells.first >> 1, count: cells.count >> 1, place: cells.place >> 1 })
     }
 

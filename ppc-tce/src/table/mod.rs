@@ -133,8 +133,8 @@ impl Table {
     }
 
     /// The entries of the last-level table that holds `index`, which lies in the tree, if the table exists.
-    pub(crate) fn whole_leaf<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<Placed> {
-        self.tree.whole_leaf(pool, index)
+    pub(crate) fn leaf_place<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<Placed> {
+        self.tree.leaf_place(pool, index)
     }
 
     /// The cell of the entry at `index`, unless a table is missing there or the index is beyond the tree.

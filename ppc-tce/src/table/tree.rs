@@ -91,7 +91,7 @@ impl Tree {
     }
 
     /// The entries of the last-level table that holds `index`, which lies in the tree, if the table exists.
-    pub(crate) fn whole_leaf<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<Placed> {
+    pub(crate) fn leaf_place<M: TableMemory>(&self, pool: &PagePool<M>, index: u64) -> Option<Placed> {
         let slot = self.geometry.slot(index, 0);
         let place = self.place(pool, index)?.wrapping_sub(slot);
         Some(Placed { first: index - slot as u64, count: 1 << self.geometry.level_bits(), place })
