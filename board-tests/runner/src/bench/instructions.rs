@@ -1,6 +1,6 @@
 //! Instructions an operation, by callgrind.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, thread};
 
 use serde::Deserialize;
 
@@ -83,11 +83,7 @@ pub(super) fn measure(project: &Project, limits: &[Limit]) -> Result<Vec<Row>, E
         let program = project.target().join("release/examples").join(&example);
         for limit in limits.iter().filter(|limit| limit.package == package) {
             screen.now(&format!("counting {package} {}", limit.operation));
-            let [few, many] = limit.times;
-            rows.push(
-                limit
-                    .row([count(&program, &limit.operation, few)?, count(&program, &limit.operation, many)?]),
-            );
+            rows.push(limit.row(counts(&program, limit)?));
             screen.step();
         }
     }
@@ -97,6 +93,17 @@ pub(super) fn measure(project: &Project, limits: &[Limit]) -> Result<Vec<Row>, E
 /// The example that carries out the operations of `package`: `count_vtd` of `portcullis-vtd`.
 fn example_of(package: &str) -> String {
     format!("count_{}", package.trim_start_matches("portcullis-").replace('-', "_"))
+}
+
+/// Both counts of an operation, at the same time: they do not depend on what else the machine does.
+fn counts(program: &Path, limit: &Limit) -> Result<[u64; 2], Error> {
+    let [few, many] = limit.times;
+    thread::scope(|scope| {
+        let few = scope.spawn(move || count(program, &limit.operation, few));
+        let many = count(program, &limit.operation, many);
+        let few = few.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok([few?, many?])
+    })
 }
 
 fn count(program: &Path, operation: &str, times: u64) -> Result<u64, Error> {
