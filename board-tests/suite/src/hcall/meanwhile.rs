@@ -5,7 +5,6 @@ use super::{
     call::{BOTH, BUSY, Call, SUCCESS},
     guest::{Guest, Reach, ensure, failure},
     port::{Control, GuestPort, Layout},
-    scenario::tell,
     vcpus::{Meeting, Span, TwoVcpus, VCPUS, made},
 };
 use crate::{Event, Failure};
@@ -89,8 +88,8 @@ fn rounds<P: TwoVcpus>(
             (ones, others) = (ones + one, others + other);
         }
         if times >= TIMES && ones > 0 && others > 0 {
-            tell(guest.port, "of the first virtual CPU that were under way meanwhile", ones);
-            tell(guest.port, "of the second one", others);
+            guest.port.tell("of the first virtual CPU that were under way meanwhile", ones);
+            guest.port.tell("of the second one", others);
             let what = "and of both during the same";
             guest.port.emit(&Event::Measured { what, value: together, unit: "times" });
             return Ok(());

@@ -73,6 +73,11 @@ pub trait GuestPort {
 
     /// Tells the host.
     fn emit(&mut self, event: &Event<'_>);
+
+    /// Tells a number of calls.
+    fn tell(&mut self, what: &'static str, calls: u64) {
+        self.emit(&Event::Measured { what, value: calls, unit: "calls" });
+    }
 }
 
 bitflags! {

@@ -54,14 +54,9 @@ fn rules<P: GuestPort>(port: &mut P, topic: Topic) -> Result<(), Failure> {
         run_rule(port, rule)?;
     }
     let finished = port.finished();
-    tell(port, "finished in real mode", finished.real);
-    tell(port, "handed over to virtual mode", finished.handed_over);
+    port.tell("finished in real mode", finished.real);
+    port.tell("handed over to virtual mode", finished.handed_over);
     Ok(())
-}
-
-/// Tells a number of calls.
-pub(super) fn tell<P: GuestPort>(port: &mut P, what: &'static str, value: u64) {
-    port.emit(&Event::Measured { what, value, unit: "calls" });
 }
 
 /// Some calls that anybody would try first, each refused; then [`PLAN`], judged by `oracle`.
@@ -118,12 +113,12 @@ fn many<P: GuestPort>(port: &mut P, oracle: &mut Oracle) -> Result<(), Failure> 
         }
     };
     let handed_over = port.finished().handed_over - before;
-    tell(port, "hostile", tally.calls);
-    tell(port, "of them committed", tally.committed);
-    tell(port, "refused with H_PARAMETER", tally.parameter);
-    tell(port, "refused with H_FUNCTION", tally.function);
-    tell(port, "unfinished because of hardware", tally.hardware);
-    tell(port, "handed over to virtual mode", handed_over);
+    port.tell("hostile", tally.calls);
+    port.tell("of them committed", tally.committed);
+    port.tell("refused with H_PARAMETER", tally.parameter);
+    port.tell("refused with H_FUNCTION", tally.function);
+    port.tell("unfinished because of hardware", tally.hardware);
+    port.tell("handed over to virtual mode", handed_over);
     ensure(tally.reached_all(port.offers()), "a status that a call can come to was never seen")?;
     ensure(tally.percent_committed() >= ENOUGH, "too few of the calls committed")?;
     let mostly = handed_over < tally.calls / 2 || !port.offers().contains(Offers::HANDED_OVER);

@@ -4,7 +4,6 @@ use super::{
     call::{Answer, BOTH, BUSY, Call, GET_TCE, PUT_TCE, PUT_TCE_INDIRECT, READ, SUCCESS},
     guest::{Guest, ensure, failure},
     port::{Control, GuestPort, Layout},
-    scenario::tell,
 };
 use crate::{Event, Failure};
 
@@ -251,8 +250,8 @@ impl Tally {
     }
 
     fn tell<P: GuestPort>(&self, port: &mut P) {
-        tell(port, "of two virtual CPUs at once", self.calls);
-        tell(port, "of them came to H_BUSY", self.busy);
+        port.tell("of two virtual CPUs at once", self.calls);
+        port.tell("of them came to H_BUSY", self.busy);
         let what = "pairs of them that mapped were under way at the same time";
         port.emit(&Event::Measured { what, value: self.together, unit: "pairs" });
     }
